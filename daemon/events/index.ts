@@ -1,0 +1,1 @@
+export { EVENT_KINDS, type Event, type EventKind } from './event.ts';

@@ -1,0 +1,158 @@
+// The frozen snapshot every room reads: what the YAML tree says once it has been checked. Units are in
+// the names. One snapshot is never changed; a reload makes a new one (reload.ts) and everybody asks
+// `current()` anew for each message, so that a change reaches the next message and not half of one.
+import type { ClickMode, OpenMode } from '../mail/index.ts';
+
+export interface Settings {
+  /** SHA-256 over the whole tree, hex: two snapshots with one hash say the same. */
+  readonly hash: string;
+  /** The folder the tree was read from; relative paths in it are already resolved. */
+  readonly root: string;
+  readonly server: Server;
+  readonly tenants: ReadonlyMap<string, Tenant>;
+  /** By username: usernames are unique over all tenants. */
+  readonly credentials: ReadonlyMap<string, Credential>;
+  readonly shaping: Shaping;
+}
+
+/** `postern.yaml`. Keys that need a restart are marked so in the schema. */
+export interface Server {
+  /** What we call ourselves in EHLO, the greeting and Received. */
+  readonly hostname: string;
+  readonly dataDir: string;
+  readonly masterKeyFile: string;
+  /** `true`: no target but the routes of shaping.yaml is ever connected to. */
+  readonly sandbox: boolean;
+  readonly tls: { readonly certificateFile: string; readonly keyFile: string };
+  readonly listeners: {
+    /** Implicit TLS (RFC 8314), `[]` to close. */
+    readonly submissions: readonly Listen[];
+    /** STARTTLS (RFC 6409). */
+    readonly submission: readonly Listen[];
+    /** Recipients' pages. */
+    readonly pages: readonly Listen[];
+    /** Pages over TLS: false when a proxy in front of us does it. */
+    readonly pagesTls: boolean;
+    readonly metrics: readonly Listen[];
+  };
+  readonly limits: {
+    readonly messageBytes: number;
+    readonly recipientsPerMessage: number;
+    readonly connections: number;
+    readonly connectionsPerAddress: number;
+    /** Whole DATA phase of one message, ms. */
+    readonly dataTimeoutMs: number;
+    readonly idleTimeoutMs: number;
+    /** Failed logins an address or an account may make in ten minutes before it is refused unheard. */
+    readonly authFailures: number;
+    /** Room kept free on the data disk: below it mail is refused with 452 while deliveries and withdrawals go on. */
+    readonly diskReserveBytes: number;
+    /** How long the event journal is kept, ms. */
+    readonly keepEventsMs: number;
+  };
+  readonly resolver: { readonly servers: readonly Listen[]; readonly timeoutMs: number; readonly trustAd: boolean };
+  readonly log: { readonly level: 'debug' | 'info' | 'warn' | 'error' };
+}
+
+export interface Listen {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** `tenants/<id>.yaml`. */
+export interface Tenant {
+  readonly id: string;
+  readonly contact: { readonly name: string; readonly email: string; readonly postal: string; readonly url: string };
+  /** In order of `effective`. */
+  readonly policies: readonly Policy[];
+  readonly domains: readonly SendingDomain[];
+  readonly streams: ReadonlyMap<string, Stream>;
+  readonly credentials: readonly Credential[];
+  /** 5xx that we originate become 4xx while a policy is tried out; each use is logged. */
+  readonly softRefuse: boolean;
+}
+
+/** One immutable version of the tenant's privacy policy (design §4). */
+export interface Policy {
+  readonly version: string;
+  /** SHA-256 of the text and the permissions below, hex: this is what consent records point to. */
+  readonly hash: string;
+  readonly text: string;
+  readonly effectiveAt: number;
+  readonly purposes: readonly string[];
+  readonly tracking: { readonly opens: OpenMode; readonly clicks: ClickMode };
+}
+
+export interface SendingDomain {
+  readonly name: string;
+  readonly dkim: readonly { readonly selector: string; readonly keyFile: string; readonly canonicalization: 'relaxed/simple' | 'relaxed/relaxed' }[];
+  /** The domain of our reverse-paths (VERP). */
+  readonly returnPath: string;
+  /** Base of recipients' links, `https://news.acme.example` (http only in a sandbox). */
+  readonly pages: string;
+}
+
+export interface Stream {
+  readonly id: string;
+  readonly purpose: string;
+  readonly class: 'marketing' | 'transactional';
+  readonly consentRequired: boolean;
+  readonly retryForMs: number;
+  readonly legalBasis: string;
+  /** Plain-text links are rewritten too. */
+  readonly textLinks: boolean;
+  /** Where failure notices go; '' means the envelope sender. */
+  readonly bouncesTo: string;
+}
+
+export interface Credential {
+  readonly username: string;
+  readonly tenant: string;
+  /** SHA-256 of the secret, 32 octets. The secret holds at least 128 random bits, so no slow hash is needed. */
+  readonly secretHash: Buffer;
+  readonly stream: string;
+  /** Allowed in MAIL FROM and header From: `acme.example` (a whole domain) or `news@acme.example`. */
+  readonly from: readonly string[];
+  readonly rate: Rate | undefined;
+}
+
+/** `600/min`: `count` in each `perMs`, with bursts of at most `burst`. */
+export interface Rate {
+  readonly count: number;
+  readonly perMs: number;
+  readonly burst: number;
+}
+
+/** `shaping.yaml`. */
+export interface Shaping {
+  readonly defaults: LaneLimits;
+  readonly providers: readonly Provider[];
+  /** First match wins. */
+  readonly routes: readonly Route[];
+  readonly retry: { readonly firstMs: number; readonly maxMs: number };
+  readonly egress: readonly { readonly id: string; readonly address: string; readonly helo: string }[];
+}
+
+export interface Provider {
+  readonly id: string;
+  /** Suffixes with a leading dot, or whole host names; every MX host of a domain must match one. */
+  readonly match: readonly string[];
+  readonly limits: LaneLimits;
+}
+
+export interface LaneLimits {
+  readonly connections: number;
+  readonly connectionRate: Rate | undefined;
+  readonly messageRate: Rate | undefined;
+  readonly deliveriesPerConnection: number;
+  readonly tls: 'opportunistic' | 'required' | 'off';
+  readonly idleMs: number;
+}
+
+/** Sends some domains to given hosts instead of their MX. Only a route may lead to loopback or a private address. */
+export interface Route {
+  /** `example.com`, `*.example.com` or `*`. */
+  readonly domain: string;
+  readonly via: readonly Listen[];
+  readonly tls: 'opportunistic' | 'required' | 'off';
+}
