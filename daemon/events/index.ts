@@ -1,1 +1,2 @@
 export { EVENT_KINDS, type Event, type EventKind } from './event.ts';
+export { openJournal, newEvent, maskReply, type Journal, type JournalledEvent } from './journal.ts';
