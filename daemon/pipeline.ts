@@ -1,0 +1,302 @@
+// The life of a message, readable in one sitting. Only this file sees the whole row of rooms: it calls
+// them in order and turns what they return into replies, spool states and events. In: recipient() and
+// message(), called by the submission door. Out: attempt(), called by the schedule for each recipient
+// whose time has come. When in doubt the message waits: nothing is sent ungated or unsigned, nothing
+// that was answered 250 is lost.
+import { compose, render } from './compose/index.ts';
+import type { Deliverer, RouteResult } from './deliver/index.ts';
+import { composeDsn, maskReply, newEvent, type Event, type EventKind, type Journal } from './events/index.ts';
+import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, verdictReply, type Verdict } from './gate/index.ts';
+import type { Facts, Ledger } from './ledger/index.ts';
+import {
+  indexHeader, isMailError, messageFacts, parseAddress, reply, replyLine,
+  type Address, type AddressHashes, type AdmittedRecipient, type Cleared, type Due, type EnvelopeRecipient, type Outcome, type Reply, type Submitted,
+} from './mail/index.ts';
+import { newId, type Clock, type Keyring, type Log, type Metrics } from './runtime/index.ts';
+import { backoffMs } from './schedule/index.ts';
+import type { SendingDomain, Settings, Stream, Tenant } from './settings/index.ts';
+import type { Signer } from './sign/index.ts';
+import type { Spool } from './spool/index.ts';
+import { makeNotice, receivedField, type SubmissionContext, type SubmissionHooks } from './submission/index.ts';
+
+/** The rooms a message passes; main.ts opens them. */
+export interface House {
+  readonly settings: () => Settings;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics: Metrics;
+  readonly keyring: Keyring;
+  readonly ledger: Ledger;
+  readonly spool: Spool;
+  readonly signer: Signer;
+  readonly deliverer: Deliverer;
+  readonly journal: Journal;
+}
+
+/** What the submission door and the schedule call. */
+export interface Pipeline extends SubmissionHooks {
+  /** One recipient's attempt, settled durably when it resolves. */
+  attempt(due: Due, lane: string, route: RouteResult): Promise<{ readonly reached: boolean }>;
+}
+
+/** A gate that cannot tell, a key that cannot be read: ours to mend, so the mail waits only briefly. */
+const LOCAL_RETRY_MS = 60_000;
+
+export function openPipeline(house: House): Pipeline {
+  // What the gate admitted, by transaction, until DATA ends or the transaction is reset.
+  const admitted = new Map<string, AdmittedRecipient[]>();
+  return {
+    sender: async () => undefined,
+    recipient: (context, recipient) => judgeAtRcpt(house, admitted, context, recipient),
+    async message(submitted) {
+      const recipients = admitted.get(submitted.id) ?? [];
+      admitted.delete(submitted.id);
+      return accept(house, submitted, recipients);
+    },
+    reset: (context) => void admitted.delete(context.id),
+    suspended: async (tenant) => (await house.ledger.suspension(tenant)) !== undefined,
+    attempt: (due, lane, route) => attempt(house, due, lane, route),
+  };
+}
+
+// ---- in ----------------------------------------------------------------------------------------
+
+async function judgeAtRcpt(house: House, admitted: Map<string, AdmittedRecipient[]>, context: SubmissionContext, recipient: EnvelopeRecipient): Promise<Reply | undefined> {
+  const place = placeOf(house.settings(), context.credential.tenant, context.credential.stream);
+  if (place === undefined) return reply(451, '3.5', 'tenant or stream is not configured any more');
+  let address: Address;
+  try {
+    address = parseAddress(recipient.wire);
+  } catch (error) {
+    if (!isMailError(error, 'E_ADDRESS')) throw error;
+    return reply(553, '1.3', error.message.replaceAll(/[^\x20-\x7e]/g, '?').slice(0, 200));
+  }
+  const hashes = house.ledger.hashes(place.tenant.id, address);
+  const verdict = judgeRecipient({ ...place, now: house.clock.now(), facts: await askLedger(house, place, hashes) });
+  if (verdict.answer !== 'yes') return refuse(house, place, context.id, verdict, hashes);
+  const list = admitted.get(context.id) ?? [];
+  // The same address twice in one transaction is one recipient (RFC 5321 §4.1.1.3 leaves it to us).
+  if (!list.some((known) => known.wire === recipient.wire)) {
+    list.push({ ...recipient, domain: address.domain, hashes, evidence: verdict.evidence });
+  }
+  admitted.set(context.id, list);
+  return undefined;
+}
+
+/** End of DATA: judge, compose, store, and only then the 250. */
+async function accept(house: House, submitted: Submitted, recipients: readonly AdmittedRecipient[]): Promise<Reply> {
+  const started = performance.now();
+  const { origin } = submitted;
+  const place = placeOf(house.settings(), origin.tenant, origin.stream);
+  const credential = house.settings().credentials.get(origin.credential);
+  if (place === undefined || credential === undefined) return reply(451, '3.5', 'tenant or stream is not configured any more');
+  const header = messageFacts(submitted.raw, indexHeader(submitted.raw));
+  const verdict = judgeMessage({ ...place, credential, envelope: submitted.envelope, header });
+  if (verdict.answer !== 'yes') return refuse(house, place, submitted.id, verdict);
+  const domain = sendingDomain(place.tenant, header.from[0] ?? '');
+  if (domain === undefined) return reply(550, '7.1', 'the From domain is not one of your sending domains');
+  const id = await store(house, place, domain, submitted, recipients);
+  if (typeof id !== 'string') return id;
+  house.metrics.acceptSeconds.observe((performance.now() - started) / 1000);
+  return reply(250, '0.0', `queued as ${submitted.id}`);
+}
+
+async function store(house: House, { stream, tenant }: Place, domain: SendingDomain, submitted: Submitted, recipients: readonly AdmittedRecipient[]): Promise<string | Reply> {
+  const { hostname } = house.settings().server;
+  const composed = compose(admit(submitted, recipients), { hostname, stream, domain, receivedFields: receivedField(submitted, hostname) });
+  try {
+    await house.spool.store(composed, { expiresAt: house.clock.now() + stream.retryForMs });
+  } catch (error) {
+    if (isMailError(error, 'E_SPOOL_FULL')) return reply(452, '3.1', 'the spool is full, try again later');
+    if (isMailError(error)) return reply(451, '3.0', 'local error, try again later');
+    throw error;
+  }
+  for (const { why } of composed.plan.untouched) house.metrics.untouched.inc({ why });
+  house.metrics.accepted.inc({ tenant: tenant.id, stream: stream.id });
+  record(house, 'accepted', {
+    tenant: tenant.id, stream: stream.id, message_id: submitted.id, size_bytes: submitted.raw.length,
+    recipients: recipients.length, policy: currentPolicy(tenant, house.clock.now()),
+  });
+  return submitted.id;
+}
+
+function refuse(house: House, { tenant, stream }: Place, messageId: string, verdict: Exclude<Verdict, { answer: 'yes' }>, hashes?: AddressHashes): Reply {
+  const event = record(house, 'refused', {
+    tenant: tenant.id, stream: stream.id, message_id: messageId, rule: verdict.rule, ...(hashes && { person: person(hashes) }),
+  });
+  house.metrics.refused.inc({ tenant: tenant.id, rule: verdict.rule });
+  const said = verdictReply(verdict, event.id);
+  if (!tenant.softRefuse || said.code < 500) return said;
+  record(house, 'soft-refused', { tenant: tenant.id, stream: stream.id, rule: verdict.rule });
+  return reply(said.code - 100, said.enhanced.slice(2), said.lines.join(' '));
+}
+
+// ---- out ---------------------------------------------------------------------------------------
+
+async function attempt(house: House, due: Due, lane: string, route: RouteResult): Promise<{ readonly reached: boolean }> {
+  const started = performance.now();
+  const tried = await tryOnce(house, due, lane, route);
+  house.metrics.attemptSeconds.observe({ result: tried.outcome.kind }, (performance.now() - started) / 1000);
+  await settle(house, due, lane, tried);
+  const { outcome } = tried;
+  return { reached: outcome.kind !== 'deferred' || (outcome.phase !== 'connect' && outcome.phase !== 'dns') };
+}
+
+interface Tried {
+  readonly outcome: Outcome;
+  /** What the event tells of the copy that was sent. */
+  readonly copy?: Pick<Event, 'policy' | 'evidence' | 'links' | 'pixel' | 'signatures'>;
+}
+
+async function tryOnce(house: House, due: Due, lane: string, route: RouteResult): Promise<Tried> {
+  const { origin, plan } = due.message;
+  const place = placeOf(house.settings(), origin.tenant, origin.stream);
+  const domain = place?.tenant.domains.find((known) => known.name === plan.domain);
+  if (place === undefined || domain === undefined) return { outcome: wait('the tenant, stream or sending domain is not configured any more') };
+  const verdict = judgeAttempt({ ...place, origin, now: house.clock.now(), facts: await askLedger(house, place, due.recipient.hashes) });
+  if (verdict.answer === 'cannot-tell') return { outcome: wait(verdict.reason) };
+  if (verdict.answer === 'no') {
+    // A suspended tenant's queue is frozen, not thrown away (design §7).
+    if (verdict.rule === 'tenant-suspended') return { outcome: wait(verdict.reason) };
+    return { outcome: { kind: 'suppressed', rule: verdict.rule, phase: 'gate', host: '', reason: verdict.reason, class: 'suppressed' } };
+  }
+  try {
+    const cleared = clear(due, verdict);
+    const signed = await house.signer.sign(await renderCopy(house, cleared, place.stream, domain), domain);
+    const outcome = await house.deliverer.attempt(signed, route, lane);
+    const { links, pixel, signatures } = signed;
+    return { outcome, copy: { policy: cleared.policy, evidence: cleared.evidence, links, pixel, signatures } };
+  } catch (error) {
+    if (!isMailError(error)) throw error;
+    house.log.error({ code: error.code, message_id: due.id, err: error.message }, 'attempt not made');
+    return { outcome: wait(`local error ${error.code}`) };
+  }
+}
+
+async function renderCopy(house: House, cleared: Cleared, stream: Stream, domain: SendingDomain): Promise<ReturnType<typeof render>> {
+  const { tenant } = cleared.message.origin;
+  return render(cleared, await house.spool.body(cleared.id), { tenant, keys: house.keyring.tenant(tenant), domain, stream });
+}
+
+function wait(reason: string): Outcome {
+  return { kind: 'deferred', phase: 'gate', host: '', reason, class: 'local', retryAfterMs: LOCAL_RETRY_MS };
+}
+
+/** Writes down what came of it: ledger first, then the notice, then the spool; each step may be repeated. */
+async function settle(house: House, due: Due, lane: string, tried: Tried): Promise<void> {
+  const { outcome } = tried;
+  const now = house.clock.now();
+  const { tenant } = due.message.origin;
+  house.metrics.outcomes.inc({ tenant, lane, result: outcome.kind, class: outcome.class });
+  if (outcome.kind === 'deferred' && now < due.recipient.expiresAt) {
+    const { retry } = house.settings().shaping;
+    const backoff = outcome.phase === 'gate' ? LOCAL_RETRY_MS : backoffMs(due.recipient.attempts + 1, retry, Math.random(), outcome.retryAfterMs);
+    // One last attempt at the very end of the time the stream gives it.
+    const nextAt = Math.min(now + backoff, due.recipient.expiresAt);
+    recordOutcome(house, 'deferred', due, lane, tried, { next_at: nextAt });
+    await house.spool.settle(due, { kind: 'later', nextAt, lastReply: outcome.reply === undefined ? outcome.reason : replyLine(outcome.reply) });
+    return;
+  }
+  if (outcome.kind === 'failed' && outcome.deadAddress) {
+    await house.ledger.suppress(tenant, { scope: { kind: 'all' }, cause: 'hard-bounce', hashes: due.recipient.hashes });
+    record(house, 'suppression', { tenant, person: person(due.recipient.hashes), class: 'hard-bounce', by: 'bounce' });
+  }
+  const kind: EventKind = outcome.kind === 'deferred' ? 'expired' : outcome.kind;
+  recordOutcome(house, kind, due, lane, tried);
+  if (kind === 'delivered') {
+    if (tried.copy?.links !== undefined) house.metrics.links.inc(tried.copy.links);
+  } else {
+    await tellTenant(house, due, outcome);
+  }
+  await house.spool.settle(due, { kind: 'done' });
+}
+
+/** A failure notice to the tenant's return address; never for a notice, never to a null reverse-path. */
+async function tellTenant(house: House, due: Due, outcome: Outcome): Promise<void> {
+  const { origin, envelope, plan } = due.message;
+  const place = placeOf(house.settings(), origin.tenant, origin.stream);
+  const to = place?.stream.bouncesTo || envelope.mailFrom;
+  const notify = due.recipient.dsn?.notify ?? [];
+  const domain = place?.tenant.domains.find((known) => known.name === plan.domain);
+  // RFC 3461 §4.1: NEVER, or a list without FAILURE, means no notice.
+  if (origin.kind === 'notice' || to === '' || place === undefined || domain === undefined || (notify.length > 0 && !notify.includes('FAILURE'))) return;
+  const now = house.clock.now();
+  const id = newId(now);
+  const body = await house.spool.body(due.id);
+  const full = envelope.ret === 'FULL';
+  const original = full ? body : body.subarray(0, plan.bodyStart);
+  const raw = await composeDsn({
+    reportingMta: house.settings().server.hostname, from: `mailer-daemon@${domain.name}`, to, messageId: id, at: now, arrivedAt: due.message.receivedAt,
+    ...(envelope.envid !== undefined && { envid: envelope.envid }),
+    ...(due.recipient.dsn?.orcpt !== undefined && { orcpt: due.recipient.dsn.orcpt }),
+    recipient: due.recipient.wire, action: 'failed', status: statusOf(outcome), remoteMta: outcome.host,
+    diagnostic: outcome.reply === undefined ? '' : replyLine(outcome.reply), reason: outcome.reason, original, full,
+  });
+  const address = parseAddress(to);
+  const hashes = house.ledger.hashes(origin.tenant, address);
+  const submitted = makeNotice({ id, tenant: origin.tenant, stream: origin.stream, to, raw, at: now });
+  const stored = await store(house, place, domain, submitted, [{ wire: to, domain: address.domain, hashes, evidence: '' }]);
+  if (typeof stored !== 'string') throw new Error(`the notice could not be stored: ${replyLine(stored)}`);
+}
+
+function statusOf(outcome: Outcome): string {
+  if (outcome.reply !== undefined && outcome.reply.enhanced !== '') return outcome.reply.enhanced;
+  // RFC 3463 §3.5 and §3.8: delivery time expired; security or policy.
+  if (outcome.kind === 'deferred') return '4.4.7';
+  return outcome.kind === 'suppressed' ? '5.7.1' : '5.0.0';
+}
+
+// ---- both --------------------------------------------------------------------------------------
+
+interface Place {
+  readonly tenant: Tenant;
+  readonly stream: Stream;
+}
+
+function placeOf(settings: Settings, tenantId: string, streamId: string): Place | undefined {
+  const tenant = settings.tenants.get(tenantId);
+  const stream = tenant?.streams.get(streamId);
+  return tenant === undefined || stream === undefined ? undefined : { tenant, stream };
+}
+
+/** Facts about a person, or undefined when the store did not answer: then nobody may say yes. */
+async function askLedger(house: House, { tenant, stream }: Place, hashes: AddressHashes): Promise<Facts | undefined> {
+  try {
+    return await house.ledger.facts(tenant.id, stream.purpose, stream.id, hashes);
+  } catch (error) {
+    if (!isMailError(error)) throw error;
+    house.log.error({ code: error.code, err: error.message }, 'the ledger did not answer');
+    return undefined;
+  }
+}
+
+/** The tenant's sending domain an author address belongs to: the domain itself or one above it. */
+export function sendingDomain(tenant: Tenant, author: string): SendingDomain | undefined {
+  const domain = author.slice(author.lastIndexOf('@') + 1).toLowerCase();
+  return tenant.domains.find(({ name }) => domain === name || domain.endsWith(`.${name}`));
+}
+
+function currentPolicy(tenant: Tenant, now: number): string {
+  return tenant.policies.findLast(({ effectiveAt }) => effectiveAt <= now)?.hash ?? '';
+}
+
+const person = (hashes: AddressHashes): string => hashes.consent.toString('hex', 0, 6);
+
+function record(house: House, kind: EventKind, fields: Partial<Event>): Event {
+  const event = newEvent(kind, house.clock, fields);
+  house.journal.record(event);
+  return event;
+}
+
+function recordOutcome(house: House, kind: EventKind, due: Due, lane: string, { outcome, copy }: Tried, more: Partial<Event> = {}): void {
+  const { origin } = due.message;
+  record(house, kind, {
+    tenant: origin.tenant, stream: origin.stream, message_id: due.id, recipient: due.index, person: person(due.recipient.hashes),
+    lane, host: outcome.host, phase: outcome.phase, class: outcome.class, reason: outcome.reason, attempts: due.recipient.attempts + 1,
+    ...(outcome.reply !== undefined && { code: outcome.reply.code, status: outcome.reply.enhanced, reply: maskReply(replyLine(outcome.reply)) }),
+    ...(outcome.kind === 'suppressed' && { rule: outcome.rule }),
+    ...(outcome.tls !== undefined && { tls: outcome.tls }),
+    ...(outcome.delaysMs !== undefined && { delays_ms: outcome.delaysMs }),
+    ...copy, ...more,
+  });
+}
