@@ -3,3 +3,8 @@ export { OPEN_MODES, CLICK_MODES, NO_TRACKING, PHASES } from './stages.ts';
 export { reply, formatReply, replyLine, parseReply, type Reply } from './reply.ts';
 export { ERRORS, MailError, isMailError, type ErrorCode } from './errors.ts';
 export { parseAddress, parseDomain, addressKeys, foldCase, CANON_VERSION, type Address, type AddressKeys } from './address.ts';
+export { indexHeader, fieldValue, fieldValues, messageFacts, type HeaderField, type HeaderIndex, type HeaderFault, type MessageFacts } from './headers.ts';
+export { parseMailboxes } from './mailboxes.ts';
+export { parseHeaderToken, type HeaderToken } from './content-type.ts';
+export { indexMime, type MimeIndex, type MimeLeaf, type Closed, type ContentEncoding } from './mime.ts';
+export { decodeQp, encodeQpRun, type QpText } from './qp.ts';
