@@ -1,0 +1,244 @@
+// One outbound TCP connection as the SMTP client sees it: commands out, replies in, one timer at a time.
+// Callers may rely on: read() always settles, with a reply or with undefined, and after undefined `fault`
+// says why and the socket is gone. Nothing is thrown for what a peer or the network does.
+// RFC 5321 §4.5.3.2, RFC 3207.
+import { connect as tcpConnect, isIP, type Socket } from 'node:net';
+import { connect as tlsConnect, type TLSSocket } from 'node:tls';
+import type { Reply } from '../mail/index.ts';
+import type { Clock } from '../runtime/index.ts';
+import { ReplyReader } from './reply-reader.ts';
+
+/** Why a session broke: `reason` is one plain sentence without a full stop. */
+export interface SessionFault {
+  readonly fault: 'timeout' | 'closed' | 'protocol' | 'tls';
+  readonly reason: string;
+}
+
+// A block small enough that its write completing proves progress, large enough that most mail is one write.
+const BLOCK_OCTETS = 256 * 1_024;
+
+export class Channel {
+  /** Set once, by whatever broke the connection first. */
+  fault: SessionFault | undefined;
+  /** While false, anything the peer says breaks the channel. */
+  expecting = true;
+  #socket: Socket;
+  readonly #clock: Clock;
+  #reader = new ReplyReader();
+  #replies: Reply[] = [];
+  #wake: (() => void) | undefined;
+  #stopTimer: (() => void) | undefined;
+  readonly #onClosed: (() => void)[] = [];
+
+  constructor(socket: Socket, clock: Clock) {
+    this.#socket = socket;
+    this.#clock = clock;
+    this.#listen(socket);
+  }
+
+  #listen(socket: Socket): void {
+    // Once TLS has taken over, the plain socket's events are no news.
+    const mine = (run: () => void) => (): void => {
+      if (socket === this.#socket) run();
+    };
+    socket.on('data', (chunk: Buffer) => this.#take(chunk));
+    socket.on('error', (error) => mine(() => this.break('closed', `the connection broke (${errorWord(error)})`))());
+    socket.on('end', mine(() => this.break('closed', 'the peer closed the connection')));
+    socket.on('close', mine(() => this.break('closed', 'the connection was closed')));
+  }
+
+  #take(chunk: Buffer): void {
+    if (this.fault !== undefined) return;
+    const wrong = this.#reader.push(chunk, (reply) => {
+      this.#replies.push(reply);
+    });
+    if (this.#replies.length > 0) {
+      // An idle receiver may only say 421, on its way out; either way this session is over.
+      if (!this.expecting) this.break('closed', 'the peer spoke between transactions');
+      else this.#wake?.();
+    }
+    if (wrong !== undefined) this.break('protocol', `the peer sent ${wrong}`);
+  }
+
+  /** Ends the connection at once, for this reason; the first reason stands. */
+  break(fault: SessionFault['fault'], reason: string): void {
+    if (this.fault !== undefined) return;
+    this.fault = { fault, reason };
+    this.#socket.destroy();
+    this.#wake?.();
+    for (const run of this.#onClosed.splice(0)) run();
+  }
+
+  /** Calls `run` once, when the connection is gone. */
+  onClosed(run: () => void): void {
+    if (this.fault === undefined) this.#onClosed.push(run);
+    else run();
+  }
+
+  /** True when a reply has come that nobody has read. */
+  get pending(): boolean {
+    return this.#replies.length > 0 || this.#reader.midReply;
+  }
+
+  /** The next reply, or undefined once the channel is broken; `timeoutMs` without one breaks it. */
+  async read(timeoutMs: number): Promise<Reply | undefined> {
+    if (this.#replies.length === 0 && this.fault === undefined) {
+      await this.#sleep(timeoutMs, `no reply within ${Math.ceil(timeoutMs / 1_000)} s`);
+    }
+    return this.#replies.shift();
+  }
+
+  /** Sleeps until a reply, a break, `until` or the time limit, which is a break. */
+  #sleep(timeoutMs: number, late: string, until?: (done: () => void) => void): Promise<void> {
+    return new Promise((resolve) => {
+      const done = (): void => {
+        this.#stopTimer?.();
+        this.#stopTimer = undefined;
+        this.#wake = undefined;
+        resolve();
+      };
+      this.#wake = done;
+      this.#stopTimer = this.#clock.after(timeoutMs, () => this.break('timeout', late));
+      until?.(done);
+    });
+  }
+
+  /** Sends a command line or several, CRLF included. */
+  write(text: string): void {
+    if (this.fault === undefined) this.#socket.write(Buffer.from(text, 'utf8'));
+  }
+
+  /**
+   * Sends buffers as they are; `timeoutMs` is for each block of 256 KiB to leave.
+   * @returns false when it stopped early: the channel broke, or the peer replied before the end.
+   */
+  async writeAll(buffers: readonly Buffer[], timeoutMs: number): Promise<boolean> {
+    const all = blocks(buffers);
+    for (const [i, block] of all.entries()) {
+      if (this.fault !== undefined || this.#replies.length > 0) return false;
+      const last = block.length - 1;
+      // The last block's wait is the wait for the reply to it.
+      if (i === all.length - 1) this.#writeBlock(block, last);
+      else {
+        // RFC 5321 §4.5.3.2.5
+        await this.#sleep(timeoutMs, `the peer stopped reading for ${Math.ceil(timeoutMs / 1_000)} s`, (done) => {
+          this.#writeBlock(block, last, done);
+        });
+      }
+    }
+    return true;
+  }
+
+  #writeBlock(block: readonly Buffer[], last: number, done?: () => void): void {
+    this.#socket.cork();
+    for (const [j, buffer] of block.entries()) {
+      if (j === last && done !== undefined) this.#socket.write(buffer, done);
+      else this.#socket.write(buffer);
+    }
+    this.#socket.uncork();
+  }
+
+  /**
+   * Wraps the connection in TLS. Plaintext that came after the 220 is dropped unread.
+   * @returns `TLSv1.3 TLS_AES_256_GCM_SHA384`, or undefined after a failed handshake.
+   */
+  async startTls(options: { readonly servername: string; readonly rejectUnauthorized: boolean }, timeoutMs: number): Promise<string | undefined> {
+    // RFC 3207 §4.2 MUST: nothing learned or sent in the clear is kept.
+    this.#replies = [];
+    this.#reader = new ReplyReader();
+    const plain = this.#socket;
+    const secure: TLSSocket = tlsConnect({
+      socket: plain,
+      rejectUnauthorized: options.rejectUnauthorized,
+      // RFC 6066 §3: a literal address is no server name.
+      ...(isIP(options.servername) === 0 && options.servername !== '' ? { servername: options.servername } : {}),
+    });
+    this.#socket = secure;
+    let ready = false;
+    secure.on('error', (error) => {
+      this.break(ready ? 'closed' : 'tls', ready ? `the connection broke (${errorWord(error)})` : `the TLS handshake failed (${errorWord(error)})`);
+    });
+    secure.on('end', () => this.break(ready ? 'closed' : 'tls', ready ? 'the peer closed the connection' : 'the peer closed the connection in the TLS handshake'));
+    secure.on('close', () => this.break(ready ? 'closed' : 'tls', ready ? 'the connection was closed' : 'the connection was closed in the TLS handshake'));
+    secure.on('data', (chunk: Buffer) => this.#take(chunk));
+    await this.#sleep(timeoutMs, `the TLS handshake took longer than ${Math.ceil(timeoutMs / 1_000)} s`, (done) => {
+      secure.once('secureConnect', () => {
+        ready = true;
+        done();
+      });
+    });
+    return this.fault === undefined ? `${secure.getProtocol() ?? 'TLS'} ${secure.getCipher().name}` : undefined;
+  }
+
+  /** Says QUIT and goes; settles when the connection is gone, after `waitMs` at most. */
+  async quit(waitMs: number): Promise<void> {
+    if (this.fault !== undefined) return;
+    this.expecting = true;
+    this.#socket.write('QUIT\r\n');
+    // RFC 5321 §4.1.1.10 SHOULD: wait for the 221, but not for long.
+    await this.read(waitMs);
+    this.break('closed', 'we said goodbye');
+  }
+}
+
+/** Opens the TCP connection; the time limit covers the TCP handshake alone. */
+export async function openChannel(
+  to: { readonly host: string; readonly port: number; readonly localAddress?: string },
+  clock: Clock,
+  timeoutMs: number,
+): Promise<{ readonly channel: Channel } | { readonly fault: SessionFault }> {
+  const socket = tcpConnect({
+    host: to.host,
+    port: to.port,
+    noDelay: true,
+    autoSelectFamily: false,
+    ...(to.localAddress === undefined ? {} : { localAddress: to.localAddress }),
+  });
+  const failed = await new Promise<SessionFault | undefined>((resolve) => {
+    const stop = clock.after(timeoutMs, () => resolve({ fault: 'timeout', reason: `no connection within ${Math.ceil(timeoutMs / 1_000)} s` }));
+    socket.once('connect', () => {
+      stop();
+      resolve(undefined);
+    });
+    socket.once('error', (error) => {
+      stop();
+      resolve({ fault: 'closed', reason: `no connection (${errorWord(error)})` });
+    });
+  });
+  if (failed === undefined) {
+    socket.removeAllListeners('error');
+    return { channel: new Channel(socket, clock) };
+  }
+  socket.destroy();
+  return { fault: failed };
+}
+
+function blocks(buffers: readonly Buffer[]): (readonly Buffer[])[] {
+  let total = 0;
+  for (const buffer of buffers) total += buffer.length;
+  if (total <= BLOCK_OCTETS) return [buffers];
+  const all: Buffer[][] = [];
+  let block: Buffer[] = [];
+  let room = BLOCK_OCTETS;
+  for (const buffer of buffers) {
+    let from = 0;
+    while (from < buffer.length) {
+      const part = buffer.subarray(from, from + room);
+      block.push(part);
+      from += part.length;
+      room -= part.length;
+      if (room === 0) {
+        all.push(block);
+        block = [];
+        room = BLOCK_OCTETS;
+      }
+    }
+  }
+  if (block.length > 0) all.push(block);
+  return all;
+}
+
+// Only the code: the text names addresses and ports.
+function errorWord(error: Error): string {
+  return 'code' in error && typeof error.code === 'string' ? error.code : 'no code';
+}

@@ -1,0 +1,164 @@
+// A scripted receiving MX on loopback: it answers each phase as told, breaks where told, and keeps what it
+// received byte for byte (dots removed). It checks nothing and knows no policy; Postfix is for that.
+import { createServer, type AddressInfo, type Socket } from 'node:net';
+import { TLSSocket, createSecureContext } from 'node:tls';
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+export type MxPhase = 'connect' | 'ehlo' | 'helo' | 'starttls' | 'mail' | 'rcpt' | 'data' | 'final' | 'rset' | 'quit';
+/** A reply text without the last CRLF, or a fault: `close` ends the connection, `stall` says nothing, `reset` sends RST. */
+export type Answer = string | { readonly fault: 'close' | 'stall' | 'reset' } | { readonly raw: string };
+export interface MxScript {
+  readonly answers?: Partial<Record<MxPhase, Answer | ((n: number, line: string) => Answer | undefined)>>;
+  readonly extensions?: readonly string[];
+  readonly name?: string;
+  /** Offers STARTTLS. */
+  readonly tls?: boolean;
+  /** Answers STARTTLS with 220 and then garbage instead of a handshake. */
+  readonly brokenTls?: boolean;
+}
+export interface Received { readonly from: string; readonly to: string; readonly body: Buffer; readonly tls: boolean }
+export interface Mx {
+  readonly port: number;
+  readonly host: string;
+  readonly messages: Received[];
+  /** Every command line, in order. */
+  readonly lines: string[];
+  /** How many commands had come in the read that brought this one: proof of pipelining. */
+  readonly reads: string[];
+  readonly connections: () => number;
+  readonly open: () => number;
+  script: MxScript;
+  readonly dropAll: () => void;
+  readonly close: () => Promise<void>;
+}
+
+const DEFAULTS: Record<MxPhase, string> = {
+  connect: '220 mx.example ESMTP', ehlo: '', helo: '250 mx.example', starttls: '220 2.0.0 go ahead', mail: '250 2.1.0 ok', rcpt: '250 2.1.5 ok',
+  data: '354 go on', final: '250 2.0.0 taken', rset: '250 2.0.0 ok', quit: '221 2.0.0 bye',
+};
+
+let pair: { key: Buffer; cert: Buffer } | undefined;
+/** A self-signed certificate, made once a process. */
+export function testCertificate(): { readonly key: Buffer; readonly cert: Buffer } {
+  if (pair !== undefined) return pair;
+  const dir = mkdtempSync(join(tmpdir(), 'postern-mx-'));
+  try {
+    execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2', '-subj', '/CN=mx.example',
+      '-keyout', join(dir, 'k'), '-out', join(dir, 'c')], { stdio: 'ignore' });
+    pair = { key: readFileSync(join(dir, 'k')), cert: readFileSync(join(dir, 'c')) };
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+  return pair;
+}
+
+export async function startMx(script: MxScript = {}, host = '127.0.0.1'): Promise<Mx> {
+  const sockets = new Set<Socket>();
+  let connections = 0;
+  const mx = { script, host, port: 0, messages: [] as Received[], lines: [] as string[], reads: [] as string[] };
+  const counts = new Map<MxPhase, number>();
+  const answerOf = (phase: MxPhase, line: string): Answer => {
+    const n = counts.get(phase) ?? 0;
+    counts.set(phase, n + 1);
+    const told = mx.script.answers?.[phase];
+    const answer = typeof told === 'function' ? told(n, line) : told;
+    if (answer !== undefined) return answer;
+    if (phase !== 'ehlo') return DEFAULTS[phase];
+    const all = [mx.script.name ?? 'mx.example', ...(mx.script.extensions ?? ['PIPELINING', 'SIZE 50000000', '8BITMIME', 'SMTPUTF8', 'DSN']), ...(mx.script.tls === true || mx.script.brokenTls === true ? ['STARTTLS'] : [])];
+    return all.map((text, i) => `250${i === all.length - 1 ? ' ' : '-'}${text}`).join('\r\n');
+  };
+  const server = createServer({ noDelay: true }, (plain) => {
+    connections++;
+    sockets.add(plain);
+    plain.on('close', () => sockets.delete(plain));
+    converse(plain, mx, answerOf);
+  });
+  await new Promise<void>((resolve) => server.listen(0, host, resolve));
+  mx.port = (server.address() as AddressInfo).port;
+  return Object.assign(mx, {
+    connections: () => connections,
+    open: () => sockets.size,
+    dropAll: () => { for (const s of sockets) s.destroy(); },
+    close: () => new Promise<void>((resolve) => {
+      for (const s of sockets) s.destroy();
+      server.close(() => resolve());
+    }),
+  });
+}
+
+function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; lines: string[]; reads: string[] }, answerOf: (phase: MxPhase, line: string) => Answer): void {
+  let socket: Socket = plain;
+  let buffered = Buffer.alloc(0);
+  let inData = false;
+  let secure = false;
+  let dead = false;
+  let from = '';
+  let to = '';
+  const say = (phase: MxPhase, line: string): string => {
+    const answer = answerOf(phase, line);
+    if (typeof answer === 'string') {
+      socket.write(`${answer}\r\n`);
+      if (answer.startsWith('421')) { dead = true; socket.end(); }
+      return answer;
+    }
+    if ('raw' in answer) { socket.write(Buffer.from(answer.raw, 'latin1')); return answer.raw; }
+    dead = true;
+    if (answer.fault === 'close') socket.destroy();
+    if (answer.fault === 'reset') plain.resetAndDestroy();
+    return '';
+  };
+  const command = (line: string): void => {
+    mx.lines.push(line);
+    const verb = line.slice(0, 4).toUpperCase();
+    if (verb === 'EHLO') say('ehlo', line);
+    else if (verb === 'HELO') say('helo', line);
+    else if (verb === 'STAR') {
+      if (!say('starttls', line).startsWith('220') || dead) return;
+      if (mx.script.brokenTls === true) { dead = true; socket.write('this is no handshake at all\r\n'); return; }
+      upgrade();
+    } else if (verb === 'MAIL') { from = /<(.*?)>/.exec(line)?.[1] ?? ''; say('mail', line); }
+    else if (verb === 'RCPT') { to = /<(.*?)>/.exec(line)?.[1] ?? ''; say('rcpt', line); }
+    else if (verb === 'DATA') inData = say('data', line).startsWith('354');
+    else if (verb === 'RSET') say('rset', line);
+    else if (verb === 'QUIT') { say('quit', line); dead = true; socket.end(); }
+    else socket.write('502 5.5.1 what?\r\n');
+  };
+  const upgrade = (): void => {
+    plain.removeAllListeners('data');
+    const tls = new TLSSocket(plain, { isServer: true, secureContext: createSecureContext(testCertificate()) });
+    tls.on('error', () => undefined);
+    socket = tls;
+    secure = true;
+    buffered = Buffer.alloc(0);
+    tls.on('data', take);
+  };
+  const take = (chunk: Buffer): void => {
+    if (dead) return;
+    buffered = Buffer.concat([buffered, chunk]);
+    if (!inData) mx.reads.push(chunk.toString('latin1'));
+    for (;;) {
+      if (dead) return;
+      if (inData) {
+        const end = buffered.subarray(0, 3).equals(Buffer.from('.\r\n')) ? -2 : buffered.indexOf('\r\n.\r\n');
+        if (end === -1) return;
+        const stuffed = end === -2 ? '' : buffered.subarray(0, end + 2).toString('latin1');
+        buffered = buffered.subarray(end + 5);
+        inData = false;
+        const answer = say('final', '.');
+        if (answer.startsWith('250')) mx.messages.push({ from, to, tls: secure, body: Buffer.from(stuffed.replace(/(^|\r\n)\./g, '$1'), 'latin1') });
+        continue;
+      }
+      const end = buffered.indexOf('\r\n');
+      if (end === -1) return;
+      const line = buffered.subarray(0, end).toString('utf8');
+      buffered = buffered.subarray(end + 2);
+      command(line);
+    }
+  };
+  plain.on('error', () => undefined);
+  plain.on('data', take);
+  say('connect', '');
+}
