@@ -1,0 +1,42 @@
+// Every rule the gate can decide by: a closed list, whose ids stand in replies, events and metrics and
+// are never reused. `{}` in a sentence is filled with the purpose, stream or number the rule is about;
+// no sentence ever holds an address.
+
+/** Rule id -> what a postmaster reads; one sentence, ASCII. */
+export const RULES = {
+  'ok-consent': 'an active consent for purpose {} is on record',
+  'ok-no-consent-needed': 'stream {} needs no consent and nothing stands against it',
+  'ok-sender': 'the credential may use this sender',
+  'ok-message': 'the header keeps the rules',
+  notice: 'a notice from Postern to its tenant',
+  'ledger-unavailable': 'the consent ledger does not answer',
+  'stream-unknown': 'the tenant or stream of this message is not configured now',
+  'policy-not-in-force': 'no privacy policy of this tenant is in force now',
+  'tenant-suspended': 'this account is suspended',
+  'purpose-not-in-policy': 'the privacy policy does not allow purpose {}',
+  'suppressed-hard-bounce': 'the address does not exist, says an earlier bounce',
+  'suppressed-complaint': 'the recipient has complained',
+  'suppressed-unsubscribe': 'the recipient has unsubscribed',
+  'suppressed-objection': 'the recipient has objected',
+  'suppressed-erasure': 'the recipient has asked to be erased',
+  'suppressed-manual': 'the recipient was suppressed by hand',
+  'consent-missing': 'no consent on record for purpose {}',
+  'consent-pending': 'the consent for purpose {} was never confirmed',
+  'consent-refused': 'the recipient has refused purpose {}',
+  'consent-withdrawn': 'the consent for purpose {} was withdrawn',
+  'consent-expired': 'the consent for purpose {} has expired',
+  'policy-unknown': 'the consent for purpose {} was given under a policy this tenant does not have',
+  'sender-not-allowed': 'this credential may not use that sender',
+  'message-from-count': 'a message needs exactly one From field with exactly one address',
+  'message-from-not-allowed': 'this credential may not use that From address',
+  'message-from-domain': 'the From address is not in a sending domain of this account',
+  'message-duplicate-field': 'Date and Message-ID may each stand in a message only once',
+  'message-visible-recipients': 'marketing mail may show at most one recipient, this shows {}',
+} as const satisfies Record<string, string>;
+
+export type RuleId = keyof typeof RULES;
+
+/** The rule's sentence with its blank filled. */
+export function ruleSentence(rule: RuleId, about: string): string {
+  return RULES[rule].replace('{}', () => about);
+}
