@@ -137,21 +137,23 @@ class FileJournal implements Journal {
   #writeSoon(sync = false): void {
     this.#cancelTimer?.();
     this.#cancelTimer = undefined;
-    this.#writing = this.#writing.then(async () => {
-      const lines = this.#waiting;
-      this.#waiting = [];
-      this.#waitingOctets = 0;
-      try {
-        if (lines.length > 0) await this.#write(Buffer.from(lines.join('')));
-        await this.#sync(sync);
-        this.#failing = false;
-      } catch (error) {
-        this.#lost += lines.length;
-        if (!this.#failing) this.#log.error({ error: String(error), events: lines.length }, 'the event journal cannot be written; events are being lost');
-        this.#failing = true;
-        await this.#closeFile(); // the next batch starts a new file, whatever became of this one
-      }
-    });
+    this.#writing = this.#writing.then(() => this.#writeBatch(sync));
+  }
+
+  async #writeBatch(sync: boolean): Promise<void> {
+    const lines = this.#waiting;
+    this.#waiting = [];
+    this.#waitingOctets = 0;
+    try {
+      if (lines.length > 0) await this.#write(Buffer.from(lines.join('')));
+      await this.#sync(sync);
+      this.#failing = false;
+    } catch (error) {
+      this.#lost += lines.length;
+      if (!this.#failing) this.#log.error({ error: String(error), events: lines.length }, 'the event journal cannot be written; events are being lost');
+      this.#failing = true;
+      await this.#closeFile(); // the next batch starts a new file, whatever became of this one
+    }
   }
 
   async #write(octets: Buffer): Promise<void> {
