@@ -1,0 +1,222 @@
+import { execFileSync } from 'node:child_process';
+import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import type { Composed } from '../../daemon/mail/index.ts';
+import type { Spool, Waiting } from '../../daemon/spool/index.ts';
+import { composed, folder, openIn } from './room.ts';
+
+const LATER = Date.now() + 86_400_000;
+const FAR = Date.now() + 10 * 86_400_000;
+
+async function spoolFor(t: Pick<typeof import('tap').t, 'teardown'>, more: Parameters<typeof openIn>[1] = {}): Promise<{ dir: string; spool: Spool }> {
+  const dir = folder();
+  const spool = await openIn(dir, more);
+  t.teardown(async () => {
+    await spool.close();
+    rmSync(dir, { recursive: true });
+  });
+  return { dir, spool };
+}
+
+function all(spool: Spool, until = FAR): Waiting[] {
+  return [...spool.queues()].flatMap((q) => spool.due(q.queue, until, 10_000));
+}
+
+t.test('a stored message comes back due, recipient by recipient, and its body as it was', async (t) => {
+  const { spool } = await spoolFor(t);
+  const ready: string[] = [];
+  spool.onReady((q) => ready.push(`${q.tenant} ${q.domain}`));
+  const m = composed(['ann@one.example', 'bob@one.example', 'eve@two.example'], 3_000);
+  const stored = await spool.store(m, { expiresAt: FAR });
+  t.equal(stored.id, m.id);
+  t.same(ready.toSorted(), ['acme one.example', 'acme two.example']);
+  t.same([...spool.queues()].map((q) => q.domain).toSorted(), ['one.example', 'two.example']);
+  const due = all(spool);
+  t.same(due.map((d) => d.recipient.wire).toSorted(), ['ann@one.example', 'bob@one.example', 'eve@two.example']);
+  const ann = due.find((d) => d.index === 0);
+  t.same(ann?.recipient.hashes, m.recipients[0]?.hashes);
+  t.same(ann?.recipient.dsn, m.recipients[0]?.dsn);
+  t.same(ann?.message, { origin: m.origin, envelope: m.envelope, plan: m.plan, sizeBytes: 3_000, receivedAt: m.receivedAt });
+  t.same(await spool.body(m.id), m.raw);
+  t.equal(spool.tenantOf(m.id), 'acme');
+  t.match(spool.counts(), { messages: 1, recipients: 3 });
+  t.equal(spool.show(m.id)?.recipients.length, 3);
+  t.equal(spool.show('0'.repeat(26)), undefined);
+});
+
+t.test('settling: later comes back later with one attempt more, the last done frees the body', async (t) => {
+  const { spool } = await spoolFor(t);
+  const m = composed(['ann@one.example', 'bob@one.example']);
+  await spool.store(m, { expiresAt: FAR });
+  const [first, second] = all(spool) as [Waiting, Waiting];
+  await spool.settle(first, { kind: 'later', nextAt: LATER, lastReply: '451 4.7.1 try later' });
+  t.equal(all(spool, Date.now()).length, 1);
+  const again = all(spool, LATER).find((d) => d.index === first.index);
+  t.match(again?.recipient, { attempts: 1, nextAt: LATER, lastReply: '451 4.7.1 try later', wire: first.recipient.wire });
+  // Twice at once, as after a bug or a race: counted once.
+  await Promise.all([spool.settle(second, { kind: 'done' }), spool.settle(second, { kind: 'done' })]);
+  t.match(spool.counts(), { messages: 1, recipients: 1 });
+  await spool.settle(first, { kind: 'done' });
+  t.match(spool.counts(), { messages: 0, recipients: 0, liveBytes: 0 });
+  await t.rejects(spool.body(m.id), { code: 'E_SPOOL_CORRUPT' });
+  await spool.settle(first, { kind: 'later', nextAt: LATER, lastReply: '' });
+  t.same(all(spool), [], 'a recipient who is gone does not come back');
+});
+
+t.test('due gives the earliest first, passes over what is under way, and stops at the limit', async (t) => {
+  const { spool } = await spoolFor(t);
+  for (let i = 0; i < 5; i++) await spool.store(composed([`p${i}@one.example`]), { expiresAt: FAR });
+  const rows = all(spool);
+  for (const [i, d] of rows.entries()) await spool.settle(d, { kind: 'later', nextAt: LATER - i, lastReply: '' });
+  const [q] = [...spool.queues()];
+  t.equal(q?.nextAt, LATER - 4);
+  const got = spool.due(q?.queue ?? '', LATER, 2, (id) => id === rows[3]?.id);
+  t.same(got.map((d) => d.id), [rows[4]?.id, rows[2]?.id]);
+});
+
+t.test('hold, release, retry, drop and list, by message, tenant and domain', async (t) => {
+  const { spool } = await spoolFor(t);
+  const m = composed(Array.from({ length: 1_200 }, (_, i) => `p${i}@one.example`));
+  const other = composed(['x@one.example', 'y@two.example'], 100, 'other');
+  await Promise.all([spool.store(m, { expiresAt: FAR }), spool.store(other, { expiresAt: FAR })]);
+  t.equal(await spool.hold({ tenant: 'acme', domain: 'one.example' }), 1_200);
+  t.equal(await spool.hold({ tenant: 'acme' }), 0);
+  t.equal(all(spool).length, 2);
+  t.same([...spool.queues()].map((q) => q.tenant), ['other', 'other']);
+  t.equal(await spool.release({ id: m.id }), 1_200);
+  t.equal(all(spool).length, 1_202);
+  for (const d of all(spool).slice(0, 50)) await spool.settle(d, { kind: 'later', nextAt: LATER, lastReply: '' });
+  t.equal(await spool.retry({}), 50);
+  t.equal(all(spool, Date.now()).length, 1_202);
+  const page = spool.list({ tenant: 'acme', limit: 1_000 });
+  const rest = spool.list({ tenant: 'acme', limit: 1_000, after: page.at(-1)?.cursor ?? '' });
+  t.equal(new Set([...page, ...rest].map((l) => l.index)).size, 1_200);
+  t.equal(spool.list({ domain: 'two.example', limit: 9 })[0]?.recipient.wire, 'y@two.example');
+  t.equal(await spool.drop({ id: m.id, tenant: 'other' }), 0, 'another tenant\'s message is not touched');
+  t.equal(await spool.drop({ domain: 'one.example' }), 1_201);
+  t.match(spool.counts(), { messages: 1, recipients: 1 });
+});
+
+t.test('nothing stands in clear in any file', async (t) => {
+  const { dir, spool } = await spoolFor(t);
+  const body = Buffer.from('Subject: Quarterlysecret\r\n\r\nDear Annabel\r\n');
+  await spool.store(composed(['annabel@receiver.example'], body), { expiresAt: FAR });
+  for (const d of all(spool)) await spool.settle(d, { kind: 'later', nextAt: LATER, lastReply: '451 annabel unknown' });
+  const grep = (text: string): string => {
+    try {
+      return execFileSync('grep', ['-rilaF', text, dir], { encoding: 'utf8' });
+    } catch {
+      return ''; // grep's way to say that it found nothing
+    }
+  };
+  for (const text of ['annabel', 'receiver.example', 'Quarterlysecret', 'sender.example']) t.equal(grep(text), '', text);
+});
+
+t.test('a second opener is refused, and reopening finds everything', async (t) => {
+  const dir = folder();
+  t.teardown(() => rmSync(dir, { recursive: true }));
+  const spool = await openIn(dir);
+  await t.rejects(openIn(dir), { code: 'E_STORE_LOCKED' });
+  const kept: Composed[] = [];
+  for (let i = 0; i < 20; i++) kept.push(composed([`p${i}@d${i % 3}.example`], 2_000));
+  await Promise.all(kept.map((m) => spool.store(m, { expiresAt: FAR })));
+  const counts = spool.counts();
+  await spool.close();
+  await t.rejects(spool.store(composed(['a@b.example']), { expiresAt: FAR }), { code: 'E_STORE' });
+  // A process that is gone, and one whose number has been given to another since.
+  for (const stale of ['999999999 1 boot', `${process.pid} 1 another-boot`]) {
+    writeFileSync(join(dir, 'spool', 'lock'), stale);
+    writeFileSync(join(dir, 'spool', 'segments', '00000099.seg'), 'torn');
+    const again = await openIn(dir);
+    t.same(again.counts(), counts);
+    t.notOk(readdirSync(join(dir, 'spool', 'segments')).includes('00000099.seg'), 'an orphan is unlinked');
+    for (const m of kept) t.ok((await again.body(m.id)).equals(m.raw));
+    t.equal(all(again).length, 20);
+    await again.close();
+  }
+  t.same(readdirSync(join(dir, 'spool')).toSorted(), ['rows', 'segments']);
+});
+
+t.test('a damaged body is refused; a damaged envelope is held', async (t) => {
+  const dir = folder();
+  t.teardown(() => rmSync(dir, { recursive: true }));
+  const spool = await openIn(dir);
+  const m = composed(['ann@one.example'], 5_000);
+  await spool.store(m, { expiresAt: FAR });
+  await spool.close();
+  const file = join(dir, 'spool', 'segments', '00000001.seg');
+  const bytes = readFileSync(file);
+  const flip = (at: number): void => {
+    const damaged = Buffer.from(bytes);
+    damaged[at] = (damaged[at] ?? 0) ^ 1;
+    writeFileSync(file, damaged);
+  };
+  flip(bytes.length - 100);
+  let again = await openIn(dir);
+  t.equal(all(again).length, 1);
+  await t.rejects(again.body(m.id), { code: 'E_SPOOL_CORRUPT' });
+  await again.close();
+  flip(60);
+  again = await openIn(dir);
+  t.same(all(again), []);
+  await again.close();
+  writeFileSync(file, bytes);
+  again = await openIn(dir);
+  t.same(all(again), [], 'held');
+  t.equal(await again.release({ id: m.id }), 1);
+  t.equal(all(again).length, 1);
+  await again.close();
+});
+
+t.test('below the reserve nothing is taken, and what waits still goes', async (t) => {
+  const dir = folder();
+  t.teardown(() => rmSync(dir, { recursive: true }));
+  let spool = await openIn(dir);
+  await spool.store(composed(['ann@one.example']), { expiresAt: FAR });
+  await spool.close();
+  spool = await openIn(dir, { reserveBytes: 2 ** 52 });
+  await t.rejects(spool.store(composed(['bob@one.example']), { expiresAt: FAR }), { code: 'E_SPOOL_FULL' });
+  t.match(spool.counts(), { messages: 1, recipients: 1 });
+  for (const d of all(spool)) await spool.settle(d, { kind: 'done' });
+  t.match(spool.counts(), { messages: 0 });
+  await spool.close();
+  spool = await openIn(dir);
+  t.match(spool.counts(), { segmentBytes: 0 });
+  await spool.close();
+});
+
+t.test('a sparse segment is rewritten, and an empty one unlinked', async (t) => {
+  const { dir, spool } = await spoolFor(t);
+  const kept: Composed[] = [];
+  const BODY = 1024 * 1024;
+  for (let i = 0; i < 80; i++) {
+    const m = composed([`p${i}@one.example`], BODY);
+    await spool.store(m, { expiresAt: FAR });
+    if (i % 20 === 0) kept.push(m);
+    else for (const d of all(spool).filter((d) => d.id === m.id)) await spool.settle(d, { kind: 'done' });
+  }
+  const deadline = Date.now() + 10_000;
+  while (readdirSync(join(dir, 'spool', 'segments')).includes('00000001.seg') && Date.now() < deadline) await new Promise((r) => setTimeout(r, 50));
+  t.notOk(readdirSync(join(dir, 'spool', 'segments')).includes('00000001.seg'));
+  t.match(spool.counts(), { messages: 4 });
+  await spool.close();
+  const again = await openIn(dir);
+  for (const m of kept) t.ok((await again.body(m.id)).equals(m.raw));
+  await again.close();
+});
+
+t.test('ten thousand domains and two hundred thousand rows', async (t) => {
+  const { spool } = await spoolFor(t);
+  const started = performance.now();
+  for (let i = 0; i < 20; i++) {
+    await spool.store(composed(Array.from({ length: 10_000 }, (_, j) => `p${i}@d${j}.example`), 100), { expiresAt: FAR });
+  }
+  const storedMs = performance.now() - started;
+  t.match(spool.counts(), { messages: 20, recipients: 200_000 });
+  const seeking = performance.now();
+  const heads = [...spool.queues()];
+  t.equal(heads.length, 10_000);
+  t.comment(`stored in ${Math.round(storedMs)} ms, 10,000 heads in ${Math.round(performance.now() - seeking)} ms`);
+  t.equal(spool.due(heads[0]?.queue ?? '', FAR, 100).length, 20);
+});
