@@ -1,0 +1,3 @@
+export { openObserve, type ObserveOptions } from './observe.ts';
+export { show, table } from './show.ts';
+export { operationsOf, type Desk } from './operations.ts';

@@ -1,0 +1,265 @@
+// The postern command. Commands about the configuration work on the tree alone; commands about people
+// and the queue talk to the running daemon through its socket, or open the stores themselves when none
+// runs. Exit status: 0 done, 1 the answer is no or something is wrong, 2 the command line is off.
+import { closeSync, existsSync, openSync, readFileSync, readSync, fstatSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { Command, Option } from 'commander';
+import { callControl, operationsOf } from './admin/index.ts';
+import { MailError } from './mail/index.ts';
+import { openLog, systemClock } from './runtime/index.ts';
+import { controlSocket, openStores, serve } from './main.ts';
+import { addCredential, describeSettings, formatProblem, loadSettings, type Settings } from './settings/index.ts';
+import { dnsRecords, generateKey } from './sign/index.ts';
+import { show, table } from './admin/index.ts';
+
+interface Common {
+  readonly config?: string;
+  readonly json?: boolean;
+}
+
+const root = new Command('postern')
+  .description('A self-hosted MTA with a compliance gateway.')
+  .showHelpAfterError('(--help lists what is possible)')
+  .configureOutput({ outputError: (text, write) => write(`postern: ${text}`) })
+  .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
+
+/** A command with the two options every command has. */
+function command(parent: Command, name: string, about: string): Command {
+  return parent.command(name).description(about)
+    .option('--config <dir>', 'configuration tree (default /etc/postern, else ./config)')
+    .option('--json', 'print JSON');
+}
+
+function group(name: string, about: string): Command {
+  return root.command(name).description(about);
+}
+
+function configDir(options: Common): string {
+  if (options.config !== undefined) return resolve(options.config);
+  return existsSync('/etc/postern/postern.yaml') ? '/etc/postern' : resolve('config');
+}
+
+function settingsOf(options: Common): Settings {
+  const dir = configDir(options);
+  const loaded = loadSettings(dir);
+  if (loaded.ok) return loaded.settings;
+  throw new MailError('E_CONFIG', `${dir} has ${loaded.problems.length} problem(s):\n${loaded.problems.map(formatProblem).join('\n')}`);
+}
+
+/** Prints a result as JSON or for people. */
+function print(options: Common, result: unknown, text: () => string): void {
+  process.stdout.write(`${options.json === true ? JSON.stringify(result) : text()}\n`);
+}
+
+/** Runs an operation in the daemon, or on the stores when no daemon runs. */
+async function ask(options: Common, op: string, params: Record<string, unknown>): Promise<unknown> {
+  return (await asker(options))(op, params);
+}
+
+/** The same for several calls: the stores, where needed, are opened once and closed at exit. */
+async function asker(options: Common): Promise<(op: string, params: Record<string, unknown>) => Promise<unknown>> {
+  const socket = controlSocket(settingsOf(options));
+  if ((await callControl(socket, 'status', {})) !== 'not-running') return (op, params) => callControl(socket, op, params);
+  const stores = await openStores(configDir(options), openLog('silent'));
+  closers.push(() => stores.close());
+  const operations = operationsOf({ ...stores, settings: () => stores.live.current(), clock: systemClock, lanes: () => [] });
+  return async (op, params) => {
+    const operation = operations[op];
+    if (operation === undefined) throw new MailError('E_CONTROL', `${op} needs a running daemon`);
+    return operation(params, () => undefined);
+  };
+}
+
+const closers: (() => Promise<void>)[] = [];
+
+/** Wraps an action: operational errors become one line and exit status 1. */
+function run<A extends unknown[]>(action: (...args: A) => Promise<void> | void): (...args: A) => Promise<void> {
+  return async (...args) => {
+    try {
+      await action(...args);
+    } catch (error) {
+      if (!(error instanceof MailError)) throw error;
+      process.stderr.write(`postern: ${error.message}\n`);
+      process.exitCode = 1;
+    } finally {
+      for (const close of closers.splice(0)) await close();
+    }
+  };
+}
+
+// ---- the daemon and its configuration ------------------------------------------------------------
+
+command(root, 'serve', 'run the relay in the foreground until SIGTERM or SIGINT; SIGHUP reloads').action(run(async (options: Common) => {
+  const daemon = await serve(configDir(options));
+  process.on('SIGHUP', () => void daemon.live.reload());
+  await new Promise<void>((done) => {
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => done());
+  });
+  await daemon.stop();
+}));
+
+command(root, 'check', 'check the configuration tree; exit status 0 when it can be used').action((options: Common) => {
+  const dir = configDir(options);
+  const loaded = loadSettings(dir);
+  const problems = loaded.ok ? loaded.warnings : loaded.problems;
+  print(options, { ok: loaded.ok, problems }, () =>
+    [...problems.map(formatProblem), loaded.ok ? `${dir}: no errors` : `${dir}: ${problems.length} error(s)`].join('\n'));
+  process.exitCode = loaded.ok ? 0 : 1;
+});
+
+command(group('config', 'look at settings'), 'show', 'print settings: all in force, only those changed, or the defaults')
+  .addOption(new Option('--defaults', 'every key with its default and meaning').conflicts(['changed', 'effective']))
+  .addOption(new Option('--changed', 'keys that differ from their default').conflicts('effective'))
+  .option('--effective', 'every key as it is in force (the default)')
+  .action(run((options: Common & { defaults?: boolean; changed?: boolean }) => {
+    const mode = options.defaults === true ? 'defaults' : options.changed === true ? 'changed' : 'effective';
+    const lines = describeSettings(mode === 'defaults' ? undefined : settingsOf(options), mode);
+    print(options, lines, () => table(lines.map((line) => ({ key: line.key, value: line.value, meaning: line.doc }))));
+  }));
+
+command(group('credential', 'SMTP AUTH credentials'), 'create', 'make a credential; its secret is printed once and only its hash is kept')
+  .requiredOption('--tenant <id>')
+  .requiredOption('--stream <id>')
+  .requiredOption('--username <name>')
+  .requiredOption('--from <address-or-domain...>', 'what it may send as')
+  .option('--rate <rate>', 'messages, such as 600/min')
+  .action(run((options: Common & { tenant: string; stream: string; username: string; from: string[]; rate?: string }) => {
+    const made = addCredential(configDir(options), options.tenant, options);
+    print(options, { username: options.username, secret: made.secret }, () => `username  ${options.username}\nsecret    ${made.secret}\nThe secret is not kept anywhere: store it now.`);
+  }));
+
+command(group('dkim', 'signing keys'), 'keygen', 'make a DKIM key; prints the TXT record to publish')
+  .addOption(new Option('--kind <kind>', 'algorithm').choices(['rsa', 'ed25519']).default('rsa'))
+  .requiredOption('--out <file>', 'where the private key goes (mode 0600, never overwritten)')
+  .action(run((options: Common & { kind: 'rsa' | 'ed25519'; out: string }) => {
+    if (existsSync(options.out)) throw new MailError('E_CONTROL', `${options.out} exists already; choose another --out`);
+    const { pem, record } = generateKey(options.kind);
+    writeFileSync(options.out, pem, { mode: 0o600, flag: 'wx' });
+    print(options, { file: options.out, record }, () => `${options.out} written. Publish at SELECTOR._domainkey.DOMAIN:\n${record}`);
+  }));
+
+command(group('dns', 'DNS records'), 'records', 'print everything the sending domains must publish')
+  .option('--tenant <id>', 'only this tenant')
+  .option('--domain <name>', 'only this domain')
+  .action(run((options: Common & { tenant?: string; domain?: string }) => {
+    const settings = settingsOf(options);
+    const domains = [...settings.tenants.values()].filter(({ id }) => options.tenant === undefined || id === options.tenant)
+      .flatMap((tenant) => tenant.domains).filter(({ name }) => options.domain === undefined || name === options.domain);
+    if (domains.length === 0) throw new MailError('E_CONTROL', 'no sending domain of that name is configured');
+    const addresses = settings.shaping.egress.map(({ address }) => address);
+    const records = domains.flatMap((domain) => dnsRecords({ domain, hostname: settings.server.hostname, addresses }));
+    print(options, records, () => records.map(({ name, type, value, why }) => `; ${why}\n${name}. ${type} ${value}`).join('\n'));
+  }));
+
+// ---- people --------------------------------------------------------------------------------------
+
+const person = (parent: Command, name: string, about: string): Command =>
+  command(parent, name, about).requiredOption('--tenant <id>').requiredOption('--rcpt <address>', 'the person');
+
+command(root, 'explain', 'say whether a recipient may be mailed on a stream, and why')
+  .requiredOption('--tenant <id>').requiredOption('--stream <id>').requiredOption('--rcpt <address>')
+  .option('--message <file>', 'judge this message too')
+  .action(run(async (options: Common & { tenant: string; stream: string; rcpt: string; message?: string }) => {
+    const message = options.message === undefined ? undefined : readFileSync(options.message).toString('base64');
+    const result = await ask(options, 'explain', { ...options, message }) as { recipient: { answer: string } };
+    print(options, result, () => show(result));
+    process.exitCode = result.recipient.answer === 'yes' ? 0 : 1;
+  }));
+
+const consent = group('consent', 'who said yes');
+person(consent, 'add', 'record a consent given outside')
+  .requiredOption('--purpose <name>').requiredOption('--source <text>', 'where it was given: form, counter, contract')
+  .option('--policy <version>', 'policy version it was given under (default: the one in force)')
+  .option('--opens <mode>', 'none, aggregate, lastOpenDate or individual', 'none').option('--clicks <mode>', 'none or individual', 'none')
+  .option('--basis <basis>', 'legal basis', 'gdpr_6_1_a').option('--method <method>', 'how', 'operator')
+  .action(simple('consent.add'));
+person(consent, 'withdraw', 'record a withdrawal; it holds for mail that waits, too').option('--purpose <name>', 'only this purpose').action(simple('consent.withdraw'));
+person(consent, 'show', 'print what is on record').action(simple('consent.show'));
+command(consent, 'import <file>', 'import consents from CSV (header line) or NDJSON').requiredOption('--tenant <id>')
+  .action(run((file: string, options: Common & { tenant: string }) => importFile('consent.import', file, options)));
+
+const suppression = group('suppress', 'who must not be mailed');
+person(suppression, 'add', 'suppress an address').option('--cause <cause>', 'manual, objection, complaint, ...', 'manual')
+  .option('--scope <scope>', 'all, purpose:NAME or stream:NAME', 'all').action(simple('suppress.add'));
+person(suppression, 'remove', 'lift an address\'s suppressions').action(simple('suppress.remove'));
+command(suppression, 'list', 'list suppressions (by keyed hash: addresses are not stored)').requiredOption('--tenant <id>').option('--limit <n>', 'rows', Number)
+  .action(simple('suppress.list'));
+command(suppression, 'import <file>', 'import suppressions from CSV (header line) or NDJSON').requiredOption('--tenant <id>')
+  .action(run((file: string, options: Common & { tenant: string }) => importFile('suppress.import', file, options)));
+
+// ---- the queue -----------------------------------------------------------------------------------
+
+const queue = group('queue', 'what waits to be delivered');
+command(queue, 'list', 'list waiting recipients').option('--tenant <id>').option('--domain <name>').option('--limit <n>', 'rows', Number).option('--after <cursor>', 'go on behind this row')
+  .action(simple('queue.list'));
+command(queue, 'show <id>', 'show one message and its recipients').action(run(async (id: string, options: Common) => {
+  const result = await ask(options, 'queue.show', { id });
+  print(options, result, () => show(result));
+}));
+for (const [name, about] of [
+  ['retry', 'try now what waits'], ['hold', 'keep messages where they are'], ['release', 'let held messages go'], ['drop', 'throw messages away; nobody is told'],
+] as const) {
+  command(queue, `${name} [id]`, about).option('--tenant <id>').option('--domain <name>').option('--all', 'the whole queue')
+    .action(run(async (id: string | undefined, options: Common) => {
+      const result = await ask(options, `queue.${name}`, { ...options, id });
+      print(options, result, () => show(result));
+    }));
+}
+
+command(root, 'trace <id>', 'print everything that happened to a message').action(run(async (id: string, options: Common) => {
+  const result = await ask(options, 'trace', { id }) as { events: Record<string, unknown>[] };
+  print(options, result, () => result.events.length === 0 ? 'no events: the journal does not reach back that far, or the id is not ours' : table(result.events));
+}));
+
+command(root, 'status', 'show what the daemon is doing').action(simple('status'));
+
+function simple(op: string): (options: Common & Record<string, unknown>) => Promise<void> {
+  return run(async (options: Common & Record<string, unknown>) => {
+    const result = await ask(options, op, { ...options });
+    print(options, result, () => show(result));
+  });
+}
+
+/** Sends a file in chunks of whole lines, so that a file of any size passes and progress is what is done. */
+async function importFile(op: string, file: string, options: Common & { tenant: string }): Promise<void> {
+  const send = await asker(options);
+  const format = file.endsWith('.ndjson') || file.endsWith('.jsonl') ? 'ndjson' : 'csv';
+  const fd = openSync(file, 'r');
+  const size = fstatSync(fd).size;
+  const total = { imported: 0, refused: [] as { line: number; reason: string }[] };
+  let header = '';
+  let rest = '';
+  let lineOffset = 0;
+  try {
+    for (let done = 0, read = 1; read > 0 || rest !== '';) {
+      const block = Buffer.allocUnsafe(CHUNK_BYTES);
+      read = readSync(fd, block);
+      done += read;
+      const text = rest + block.toString('latin1', 0, read);
+      const cut = read === 0 ? text.length : text.lastIndexOf('\n') + 1;
+      rest = text.slice(cut);
+      let body = text.slice(0, cut);
+      if (body === '') continue;
+      const lines = body.split('\n').length - 1;
+      if (format === 'csv' && header === '') header = `${body.slice(0, body.indexOf('\n')).replace(/\r$/, '')}\n`;
+      else body = header + body;
+      const result = await send(op, { tenant: options.tenant, format, text: Buffer.from(body, 'latin1').toString('base64') }) as typeof total;
+      const shift = lineOffset === 0 || header === '' ? lineOffset : lineOffset - 1;
+      total.imported += result.imported;
+      for (const refused of result.refused) total.refused.push({ ...refused, line: refused.line + shift });
+      lineOffset += lines;
+      if (process.stderr.isTTY && options.json !== true) process.stderr.write(`\r${Math.round(100 * done / Math.max(size, 1))}% ${total.imported} rows`);
+    }
+  } finally {
+    closeSync(fd);
+  }
+  print(options, total, () => [
+    `${total.imported} imported, ${total.refused.length} refused`, ...total.refused.map(({ line, reason }) => `${join(file)}:${line}: ${reason}`),
+  ].join('\n'));
+  process.exitCode = total.refused.length === 0 ? 0 : 1;
+}
+
+/** Some thousand lines: one durable transaction of the ledger, and under the socket's size limit. */
+const CHUNK_BYTES = 256 * 1024;
+
+await root.parseAsync();

@@ -1,0 +1,136 @@
+// The composition root: opens the rooms left to right, closes them right to left. The order of a stop
+// matters: no new mail first, then no new attempts, then what is under way settles, then the stores.
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { openObserve, operationsOf, serveControl, type Desk } from './admin/index.ts';
+import { openDeliverer, type RouteResult } from './deliver/index.ts';
+import { openResolver } from './dns/index.ts';
+import { newEvent, openJournal, type Journal } from './events/index.ts';
+import { openLedger, type Ledger } from './ledger/index.ts';
+import { openPipeline, type House } from './pipeline.ts';
+import { Metrics, notify, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
+import { Schedule } from './schedule/index.ts';
+import { openSettings, type LiveSettings, type Settings } from './settings/index.ts';
+import { openSigner } from './sign/index.ts';
+import { openSpool, type Spool } from './spool/index.ts';
+import { openLedgerStore } from './store/index.ts';
+import { openSubmission } from './submission/index.ts';
+import { openPages } from './web/index.ts';
+
+/** What the daemon and the CLI both work on: keys, ledger, spool and journal of one data directory. */
+export interface Stores {
+  readonly live: LiveSettings;
+  readonly keyring: Keyring;
+  readonly ledger: Ledger;
+  readonly spool: Spool;
+  readonly journal: Journal;
+  close(): Promise<void>;
+}
+
+/** A running daemon. */
+export interface Daemon {
+  readonly live: LiveSettings;
+  /** Stops taking mail, lets what is under way finish, closes everything. */
+  stop(): Promise<void>;
+}
+
+export const controlSocket = (settings: Settings): string => join(settings.server.dataDir, 'control.sock');
+
+/** Opens settings, keys and stores. @throws MailError E_CONFIG, E_KEY_UNREADABLE, E_KEY_WRONG, E_STORE, E_STORE_LOCKED */
+export async function openStores(root: string, log: Log, metrics = new Metrics()): Promise<Stores> {
+  const clock = systemClock;
+  let journal: Journal | undefined;
+  const live = openSettings(root, {
+    clock, log,
+    onReload: (settings) => {
+      metrics.reloadOk.set(1);
+      metrics.reloadAt.set(clock.now() / 1000);
+      journal?.record(newEvent('reloaded', clock, { by: 'reload', reason: settings.hash.slice(0, 16) }));
+      keyring?.load(settings.tenants.keys());
+    },
+    onFailed: (problems) => {
+      metrics.reloadOk.set(0);
+      journal?.record(newEvent('reload-failed', clock, { by: 'reload', reason: `${problems.length} problems; the old configuration stays in force` }));
+    },
+  });
+  const { server, tenants } = live.current();
+  let keyring: Keyring | undefined;
+  mkdirSync(server.dataDir, { recursive: true, mode: 0o700 });
+  keyring = openKeyring(join(server.dataDir, 'keys'), readMasterKey(server.masterKeyFile));
+  keyring.load(tenants.keys());
+  metrics.reloadOk.set(1);
+  metrics.reloadAt.set(clock.now() / 1000);
+  const spool = await openSpool({ dir: join(server.dataDir, 'spool'), keyring, clock, log, reserveBytes: server.limits.diskReserveBytes });
+  const store = openLedgerStore(server.dataDir);
+  journal = openJournal({ dir: join(server.dataDir, 'events'), clock, keepMs: server.limits.keepEventsMs, log });
+  const ledger = openLedger({ store, keyring, clock });
+  const opened = { live, keyring, ledger, spool, journal };
+  return {
+    ...opened,
+    async close() {
+      live.close();
+      await opened.spool.close();
+      await store.close();
+      await opened.journal.close();
+    },
+  };
+}
+
+/** Runs the relay on the tree in `root` until stop(). */
+export async function serve(root: string): Promise<Daemon> {
+  const clock = systemClock;
+  const metrics = new Metrics();
+  const bootLog = openLog('info');
+  const stores = await openStores(root, bootLog, metrics);
+  const { live, keyring, ledger, spool, journal } = stores;
+  const settings = (): Settings => live.current();
+  const log = openLog(settings().server.log.level);
+  const signer = openSigner({ clock });
+  // Every key is read before the first message is taken: no keys, no start (design §4).
+  for (const tenant of settings().tenants.values()) for (const domain of tenant.domains) signer.load(domain);
+  const resolver = openResolver(settings().server.resolver, clock);
+  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics });
+  const house: House = { settings, clock, log, metrics, keyring, ledger, spool, signer, deliverer, journal };
+  const pipeline = openPipeline(house);
+  const schedule = new Schedule<RouteResult>({
+    spool, clock, log, metrics, shaping: () => settings().shaping,
+    route: async (_tenant, domain) => deliverer.lane(domain),
+    run: (due, lane, route) => pipeline.attempt(due, lane, route),
+  });
+  const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
+  const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event) => journal.record(event) });
+  const desk: Desk = { settings, ledger, spool, journal, clock, lanes: () => schedule.lanes() };
+  const observe = await openObserve({ settings, metrics, ready: () => ({ ok: true, why: '' }) });
+  const control = await serveControl({ socketPath: controlSocket(settings()), operations: { ...operationsOf(desk), reload: async () => live.reload() }, log });
+  live.watch();
+  schedule.start();
+  const gauges = setInterval(() => gauge(metrics, spool), 5_000);
+  gauges.unref();
+  journal.record(newEvent('started', clock, {}));
+  notify('READY=1');
+  log.info({ hostname: settings().server.hostname, hash: settings().hash.slice(0, 16) }, 'postern is ready');
+
+  return {
+    live,
+    async stop() {
+      notify('STOPPING=1');
+      clearInterval(gauges);
+      await control.close();
+      await submission.drain();
+      await schedule.stop();
+      await deliverer.close();
+      await pages.close();
+      await observe.close();
+      resolver.close();
+      journal.record(newEvent('stopped', clock, {}));
+      await stores.close();
+    },
+  };
+}
+
+function gauge(metrics: Metrics, spool: Spool): void {
+  const { recipients, segmentBytes, liveBytes } = spool.counts();
+  metrics.queued.set(recipients);
+  metrics.spoolBytes.set({ what: 'segments' }, segmentBytes);
+  metrics.spoolBytes.set({ what: 'live' }, liveBytes);
+}
