@@ -85,7 +85,7 @@ function fieldAt(raw: Buffer, start: number, end: number): HeaderField {
   while (colon < firstEnd && (raw[colon] === SPACE || raw[colon] === TAB)) colon++;
   const isField = nameEnd > start && raw[colon] === COLON && colon < firstEnd;
   return isField
-    ? { name: raw.latin1Slice(start, nameEnd).toLowerCase(), start, end: next, valueStart: colon + 1 }
+    ? { name: raw.toString('latin1', start, nameEnd).toLowerCase(), start, end: next, valueStart: colon + 1 }
     : { name: '', start, end: next, valueStart: start };
 }
 
@@ -100,8 +100,8 @@ function lineEnd(raw: Buffer, at: number, end: number): number {
 
 /** The field's value without folding and outer white space, as UTF-8 where it is valid UTF-8, else as Latin-1. */
 export function fieldValue(raw: Buffer, field: HeaderField): string {
-  const text = raw.utf8Slice(field.valueStart, field.end);
-  const value = text.includes('\uFFFD') ? raw.latin1Slice(field.valueStart, field.end) : text;
+  const text = raw.toString('utf8', field.valueStart, field.end);
+  const value = text.includes('\uFFFD') ? raw.toString('latin1', field.valueStart, field.end) : text;
   return value.replaceAll('\r\n', '').trim();
 }
 

@@ -48,7 +48,7 @@ export function decodeQp(raw: Buffer, start: number, end: number): QpText | unde
     return (rawAt[i] ?? start) + offset - (decodedAt[i] ?? 0);
   };
   return {
-    text: out.latin1Slice(0, length),
+    text: out.toString('latin1', 0, length),
     startOf: place,
     endOf(offset) {
       if (offset === 0) return start;

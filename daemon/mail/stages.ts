@@ -106,6 +106,8 @@ export type Composed = Stage<'composed', Omit<Admitted, typeof stage> & {
 /** Byte offsets are into the submitted message. Plain JSON, so that it can be stored as it is. */
 export interface Plan {
   readonly version: 1;
+  /** The sending domain (its name) the message was accepted under: its links, return path and signature. */
+  readonly domain: string;
   /** Offset of the first octet of the body (just past the empty line). */
   readonly bodyStart: number;
   /** Header fields that do not leave the house (Bcc, Return-Path, our own), whole lines with CRLF. */
@@ -115,6 +117,8 @@ export interface Plan {
   readonly parts: readonly PlannedPart[];
   /** The message already carried List-Unsubscribe: it is replaced, not doubled. */
   readonly subscribed: boolean;
+  /** The application's own List-Unsubscribe stays (a transactional stream): ours is not added beside it. */
+  readonly keepsUnsubscribe?: boolean;
   /** Text parts left untouched because they could not be read safely, with why; counted. */
   readonly untouched: readonly { readonly part: number; readonly why: string }[];
 }

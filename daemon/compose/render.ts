@@ -1,0 +1,198 @@
+// Makes one recipient's bytes from the submitted ones and the plan, without parsing again. Callers may
+// rely on: what no edit covers is a view of the submitted bytes, a recipient who may not be tracked
+// gets every link as submitted, no line grows past its limit (76 in quoted-printable and base64, 998
+// elsewhere: a link that would is left alone), and no bare CR or LF is made. RFC 5322 §2.1.1, RFC 2045
+// §6.7 and §6.8, RFC 2369 §3.2, RFC 8058 §3.1.
+import type { Cleared, OpenMode, Plan, PlannedEdit, PlannedPart, Rendered } from '../mail/index.ts';
+import { encodeQpRun } from '../mail/index.ts';
+import type { TenantKeys } from '../runtime/index.ts';
+import type { SendingDomain, Stream } from '../settings/index.ts';
+import { NOBODY, openSealer, sealReturnPath, tokenChars } from './token.ts';
+
+export interface RenderContext {
+  readonly tenant: string;
+  readonly keys: TenantKeys;
+  readonly domain: SendingDomain;
+  readonly stream: Stream;
+}
+
+// RFC 5322 §2.1.1 MUST: 998 characters without CRLF.
+const LINE_OCTETS = 998;
+// RFC 2045 §6.8: encoded lines of at most 76 characters.
+const BASE64_LINE = 76;
+// Longer URLs are cut by mail programs, proxies and scanners.
+const MAX_URL_CHARS = 2_000;
+
+const ZERO_HASH = Buffer.alloc(16);
+const CRLF = Buffer.from('\r\n');
+
+/** This recipient's header and body, not yet signed. */
+export function render(cleared: Cleared, raw: Buffer, context: RenderContext): Rendered {
+  const { plan, origin } = cleared.message;
+  const notice = origin.kind === 'notice';
+  const ink = notice ? undefined : new Ink(cleared, context);
+  const body: Buffer[] = [];
+  let at = plan.bodyStart;
+  for (const part of plan.parts) {
+    if (ink === undefined || !part.edits.some((edit) => ink.wants(edit))) continue;
+    push(body, raw, at, part.range.start);
+    spliced(body, raw, part, ink);
+    at = part.range.end;
+  }
+  push(body, raw, at, raw.length);
+  const returnPath = notice ? '' : `${sealReturnPath(context.keys, context.tenant, cleared.id, cleared.index)}@${context.domain.returnPath}`;
+  // The one place where a message becomes rendered.
+  return Object.freeze({
+    ...cleared,
+    header: renderHeader(raw, plan, ink !== undefined && cleared.unsubscribable && plan.keepsUnsubscribe !== true ? ink.unsubscribeFields() : ''),
+    body,
+    returnPath,
+    links: ink?.links ?? 0,
+    pixel: ink?.pixel ?? false,
+  }) as unknown as Rendered;
+}
+
+function push(body: Buffer[], raw: Buffer, start: number, end: number): void {
+  if (end > start) body.push(raw.subarray(start, end));
+}
+
+/** Added lines, the submitted header without what was removed, and the unsubscribe fields. */
+function renderHeader(raw: Buffer, plan: Plan, last: string): Buffer {
+  const slices = [Buffer.from(plan.added, 'latin1')];
+  const end = headerEnd(raw, plan.bodyStart);
+  let at = 0;
+  for (const range of plan.removed) {
+    push(slices, raw, at, range.start);
+    at = range.end;
+  }
+  push(slices, raw, at, end);
+  // Only a message that ends inside its header can lack the line's end.
+  if (end > at && raw[end - 1] !== 10) slices.push(CRLF);
+  slices.push(Buffer.from(last, 'latin1'));
+  return Buffer.concat(slices);
+}
+
+/** Past the CRLF of the last field: the empty line before the body is not of the header. */
+function headerEnd(raw: Buffer, bodyStart: number): number {
+  const emptyLine = bodyStart >= 2 && raw[bodyStart - 2] === 13 && raw[bodyStart - 1] === 10 && (bodyStart === 2 || raw[bodyStart - 3] === 10);
+  return emptyLine ? bodyStart - 2 : bodyStart;
+}
+
+/** What is written for one recipient: URLs with that recipient's tokens, and the count of them. */
+class Ink {
+  links = 0;
+  pixel = false;
+  readonly #cleared: Cleared;
+  readonly #context: RenderContext;
+  readonly #sealer: ReturnType<typeof openSealer>;
+  readonly #who: { readonly stream: string; readonly purpose: string };
+
+  constructor(cleared: Cleared, context: RenderContext) {
+    this.#cleared = cleared;
+    this.#context = context;
+    this.#who = { stream: context.stream.id, purpose: context.stream.purpose };
+    this.#sealer = openSealer(context.keys, { message: cleared.id, recipient: cleared.index, hashes: cleared.recipient.hashes, ...this.#who });
+  }
+
+  /** May this edit be made for this recipient? */
+  wants(edit: PlannedEdit): boolean {
+    const { opens, clicks } = this.#cleared.tracking;
+    return edit.kind === 'pixel' ? opens !== 'none' : clicks === 'individual';
+  }
+
+  /** Characters the edit's text will have at most; known before a token is sealed. */
+  chars(edit: PlannedEdit): number {
+    return this.#context.domain.pages.length + '/c/'.length + tokenChars(this.#who, Buffer.byteLength(edit.target));
+  }
+
+  /** The text to put in place of the edit's range. */
+  text(edit: PlannedEdit): string {
+    if (edit.kind === 'link') {
+      this.links++;
+      return `${this.#context.domain.pages}/c/${this.#sealer.click(edit.target)}`;
+    }
+    this.pixel = true;
+    return `<img src="${this.#context.domain.pages}/o/${this.#openToken(this.#cleared.tracking.opens)}" width="1" height="1" alt="" border="0">`;
+  }
+
+  #openToken(mode: OpenMode): string {
+    if (mode !== 'aggregate') return this.#sealer.open(mode);
+    const hashes = { consent: ZERO_HASH, suppression: ZERO_HASH, family: ZERO_HASH };
+    return openSealer(this.#context.keys, { message: this.#cleared.id, recipient: NOBODY, hashes, ...this.#who }).open(mode);
+  }
+
+  // RFC 8058 §3.1: one HTTPS URI, and the Post field beside it.
+  unsubscribeFields(): string {
+    return `List-Unsubscribe: <${this.#context.domain.pages}/u/${this.#sealer.unsubscribe()}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n`;
+  }
+}
+
+function spliced(body: Buffer[], raw: Buffer, part: PlannedPart, ink: Ink): void {
+  const edits = part.edits.filter((edit) => ink.wants(edit) && (edit.kind === 'pixel' || ink.chars(edit) < MAX_URL_CHARS));
+  if (part.encoding === 'base64') return void body.push(base64Part(raw, part, edits, ink));
+  const lines = new Lines(raw, part);
+  let at = part.range.start;
+  for (const edit of edits) {
+    const written = part.encoding === 'quoted-printable' ? encodeQpRun(ink.text(edit)) : identityText(edit, lines, ink);
+    if (written === undefined) continue;
+    push(body, raw, at, edit.start);
+    body.push(Buffer.from(written, 'latin1'));
+    at = edit.end;
+  }
+  push(body, raw, at, part.range.end);
+}
+
+/** The edit's text if its line stays legal; a pixel gets lines of its own where it would not fit. */
+function identityText(edit: PlannedEdit, lines: Lines, ink: Ink): string | undefined {
+  if (edit.kind === 'link') return lines.mayGrow(edit, ink.chars(edit) - (edit.end - edit.start)) ? ink.text(edit) : undefined;
+  const text = ink.text(edit);
+  return lines.mayGrow(edit, text.length) ? text : `\r\n${text}\r\n`;
+}
+
+/** Keeps count of how long the line of an identity-encoded part has become. */
+class Lines {
+  readonly #raw: Buffer;
+  readonly #part: PlannedPart;
+  #end = -1;
+  #octets = 0;
+
+  constructor(raw: Buffer, part: PlannedPart) {
+    this.#raw = raw;
+    this.#part = part;
+  }
+
+  /** True, and remembered, when the line the edit stands in may grow by so many octets. */
+  mayGrow(edit: PlannedEdit, octets: number): boolean {
+    if (edit.start > this.#end || this.#end === -1) {
+      const before = edit.start === 0 ? -1 : this.#raw.lastIndexOf(10, edit.start - 1);
+      const after = this.#raw.indexOf('\r\n', edit.end, 'latin1');
+      this.#end = after === -1 ? this.#part.range.end : after;
+      this.#octets = this.#end - before - 1;
+    }
+    if (octets > 0 && this.#octets + octets > LINE_OCTETS) return false;
+    this.#octets += octets;
+    return true;
+  }
+}
+
+/** The whole part encoded again, with the edits made; it ends with a line's end if it did. */
+function base64Part(raw: Buffer, part: PlannedPart, edits: readonly PlannedEdit[], ink: Ink): Buffer {
+  const { start, end } = part.range;
+  const clear = Buffer.from(raw.toString('latin1', start, end), 'base64');
+  const slices: Buffer[] = [];
+  let at = 0;
+  for (const edit of edits) {
+    push(slices, clear, at, edit.start);
+    slices.push(Buffer.from(ink.text(edit), 'latin1'));
+    at = edit.end;
+  }
+  push(slices, clear, at, clear.length);
+  const text = Buffer.from(Buffer.concat(slices).toString('base64'), 'latin1');
+  const lines = Math.ceil(text.length / BASE64_LINE);
+  const out = Buffer.allocUnsafe(text.length + 2 * lines);
+  for (let line = 0; line < lines; line++) {
+    const to = line * (BASE64_LINE + 2) + text.copy(out, line * (BASE64_LINE + 2), line * BASE64_LINE, (line + 1) * BASE64_LINE);
+    CRLF.copy(out, to);
+  }
+  return raw[end - 1] === 10 ? out : out.subarray(0, out.length - 2);
+}
