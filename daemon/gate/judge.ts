@@ -7,7 +7,7 @@
 // complaints, erasures and manual ones are recorded with scope all and so stop everything; unsubscribes
 // and objections are against a purpose, so a person who left the newsletter still gets the receipt.
 // What counts is the scope on record, not the cause: an objection with scope all stops everything too.
-import { CLICK_MODES, NO_TRACKING, OPEN_MODES, addressKeys, isMailError, parseAddress, type Address, type Envelope, type Instant, type Origin, type Tracking } from '../mail/index.ts';
+import { CLICK_MODES, NO_TRACKING, OPEN_MODES, addressKeys, isMailError, parseAddress, type Address, type Envelope, type Instant, type MessageFacts, type Origin, type Tracking } from '../mail/index.ts';
 import type { Credential, Policy, Stream, Tenant } from '../settings/index.ts';
 import type { ConsentRecord, ConsentState, Facts, Suppression, Suspension } from '../ledger/index.ts';
 import { ruleSentence, type RuleId } from './rules.ts';
@@ -48,18 +48,6 @@ export interface CannotTell extends Explained {
 }
 
 export type Verdict = Yes | No | CannotTell;
-
-/** What compose or submission read from the header; counts are of fields unless they say otherwise. */
-export interface MessageFacts {
-  /** The addresses of the From field(s), as parsed. */
-  readonly from: readonly string[];
-  readonly fromFields: number;
-  readonly dates: number;
-  readonly messageIds: number;
-  /** Addresses in To and Cc together. */
-  readonly visibleRecipients: number;
-  readonly subject: boolean;
-}
 
 export interface SenderQuestion {
   readonly tenant: Tenant;
@@ -146,6 +134,8 @@ export function judgeRecipient({ tenant, stream, now, facts, explain }: Recipien
 /** May a message with this header be sent on this stream? */
 export function judgeMessage({ tenant, stream, credential, header, explain }: MessageQuestion): Verdict {
   const notes = new Notes(explain);
+  if (header.fromMalformed) return notes.no('message-from-malformed');
+  notes.pass('message-from-malformed');
   // RFC 5322 §3.6, §3.6.2. More than one author needs a Sender field and divides DMARC; both are refused.
   const from = header.from[0];
   if (header.fromFields !== 1 || header.from.length !== 1 || from === undefined) return notes.no('message-from-count');
@@ -155,12 +145,15 @@ export function judgeMessage({ tenant, stream, credential, header, explain }: Me
   notes.pass('message-from-not-allowed');
   if (!tenant.domains.some((domain) => domain.name === address.domain)) return notes.no('message-from-domain');
   notes.pass('message-from-domain');
+  // RFC 6409 §8.1: Sender is shown too, and must not name somebody else.
+  if (header.sender !== undefined && !mayUse(credential, header.sender)) return notes.no('message-sender-not-allowed');
+  notes.pass('message-sender-not-allowed');
   // RFC 5322 §3.6: at most one each; a missing one is added on the way (RFC 6409 §8).
   if (header.dates > 1 || header.messageIds > 1) return notes.no('message-duplicate-field');
   notes.pass('message-duplicate-field');
   // One recipient's address is not another's to read.
-  if (stream.class === 'marketing' && header.visibleRecipients > 1) return notes.no('message-visible-recipients', String(header.visibleRecipients));
-  notes.pass('message-visible-recipients', String(header.visibleRecipients));
+  if (stream.class === 'marketing' && header.toAndCc > 1) return notes.no('message-visible-recipients', String(header.toAndCc));
+  notes.pass('message-visible-recipients', String(header.toAndCc));
   return notes.yes('ok-message', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
 }
 

@@ -4,13 +4,9 @@
 import { reply, type Reply } from '../mail/index.ts';
 import type { CannotTell, No } from './judge.ts';
 
-/**
- * The reply for a verdict that is not a yes; `ref` is the event's id. `softRefuse` turns a 550 into a 450
- * while a tenant tries a policy out.
- */
-export function verdictReply(verdict: No | CannotTell, ref: string, softRefuse = false): Reply {
+/** The reply for a verdict that is not a yes; `ref` is the event's id. */
+export function verdictReply(verdict: No | CannotTell, ref: string): Reply {
   // Purposes and streams are the operator's words; what is not ASCII in them must not break the reply.
   const text = `${verdict.reason.slice(0, 300)} (rule ${verdict.rule}, ref ${ref})`.replace(/[^\x20-\x7e]/g, '?');
-  if (verdict.answer === 'cannot-tell') return reply(451, '7.1', text);
-  return reply(softRefuse ? 450 : 550, '7.1', text);
+  return reply(verdict.answer === 'cannot-tell' ? 451 : 550, '7.1', text);
 }

@@ -27,9 +27,11 @@ export const RULES = {
   'consent-expired': 'the consent for purpose {} has expired',
   'policy-unknown': 'the consent for purpose {} was given under a policy this tenant does not have',
   'sender-not-allowed': 'this credential may not use that sender',
+  'message-from-malformed': 'the header, its From or its Sender field is not well formed',
   'message-from-count': 'a message needs exactly one From field with exactly one address',
   'message-from-not-allowed': 'this credential may not use that From address',
   'message-from-domain': 'the From address is not in a sending domain of this account',
+  'message-sender-not-allowed': 'this credential may not use that Sender address',
   'message-duplicate-field': 'Date and Message-ID may each stand in a message only once',
   'message-visible-recipients': 'marketing mail may show at most one recipient, this shows {}',
 } as const satisfies Record<string, string>;
