@@ -90,6 +90,8 @@ export class Channel {
 
   /** Sleeps until a reply, a break, `until` or the time limit, which is a break. */
   #sleep(timeoutMs: number, late: string, until?: (done: () => void) => void): Promise<void> {
+    // Already broken: nothing will ever wake the sleeper.
+    if (this.fault !== undefined) return Promise.resolve();
     return new Promise((resolve) => {
       const done = (): void => {
         this.#stopTimer?.();
@@ -139,10 +141,11 @@ export class Channel {
   }
 
   /**
-   * Wraps the connection in TLS. Plaintext that came after the 220 is dropped unread.
+   * Wraps the connection in TLS. Replies in clear that came after the 220 are dropped unread.
    * @returns `TLSv1.3 TLS_AES_256_GCM_SHA384`, or undefined after a failed handshake.
    */
   async startTls(options: { readonly servername: string; readonly rejectUnauthorized: boolean }, timeoutMs: number): Promise<string | undefined> {
+    if (this.fault !== undefined) return undefined;
     // RFC 3207 §4.2 MUST: nothing learned or sent in the clear is kept.
     this.#replies = [];
     this.#reader = new ReplyReader();

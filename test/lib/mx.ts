@@ -97,6 +97,7 @@ function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; l
   let dead = false;
   let from = '';
   let to = '';
+  let willing = false;
   const say = (phase: MxPhase, line: string): string => {
     const answer = answerOf(phase, line);
     if (typeof answer === 'string') {
@@ -104,7 +105,7 @@ function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; l
       if (answer.startsWith('421')) { dead = true; socket.end(); }
       return answer;
     }
-    if ('raw' in answer) { socket.write(Buffer.from(answer.raw, 'latin1')); return answer.raw; }
+    if ('raw' in answer) { dead ||= !answer.raw.endsWith('\n'); socket.write(Buffer.from(answer.raw, 'latin1')); return answer.raw; }
     dead = true;
     if (answer.fault === 'close') socket.destroy();
     if (answer.fault === 'reset') plain.resetAndDestroy();
@@ -119,8 +120,8 @@ function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; l
       if (!say('starttls', line).startsWith('220') || dead) return;
       if (mx.script.brokenTls === true) { dead = true; socket.write('this is no handshake at all\r\n'); return; }
       upgrade();
-    } else if (verb === 'MAIL') { from = /<(.*?)>/.exec(line)?.[1] ?? ''; say('mail', line); }
-    else if (verb === 'RCPT') { to = /<(.*?)>/.exec(line)?.[1] ?? ''; say('rcpt', line); }
+    } else if (verb === 'MAIL') { from = /<(.*?)>/.exec(line)?.[1] ?? ''; willing = say('mail', line).startsWith('25'); }
+    else if (verb === 'RCPT') { to = /<(.*?)>/.exec(line)?.[1] ?? ''; willing = say('rcpt', line).startsWith('25') && willing; }
     else if (verb === 'DATA') inData = say('data', line).startsWith('354');
     else if (verb === 'RSET') say('rset', line);
     else if (verb === 'QUIT') { say('quit', line); dead = true; socket.end(); }
@@ -147,8 +148,9 @@ function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; l
         const stuffed = end === -2 ? '' : buffered.subarray(0, end + 2).toString('latin1');
         buffered = buffered.subarray(end + 5);
         inData = false;
+        if (!willing) { socket.write('554 5.5.1 no valid recipients\r\n'); continue; }
         const answer = say('final', '.');
-        if (answer.startsWith('250')) mx.messages.push({ from, to, tls: secure, body: Buffer.from(stuffed.replace(/(^|\r\n)\./g, '$1'), 'latin1') });
+        if (answer.startsWith('250 2')) mx.messages.push({ from, to, tls: secure, body: Buffer.from(stuffed.replace(/(^|\r\n)\./g, '$1'), 'latin1') });
         continue;
       }
       const end = buffered.indexOf('\r\n');

@@ -1,0 +1,294 @@
+// One attempt for one recipient: choose a host, get a session, run one transaction, say what it came to.
+// Callers may rely on: attempt() settles with an Outcome whatever the network does; a host is left for the
+// next only while it is certain that the message was not taken; after the final dot an unknown end is
+// `deferred` (at least once, never silently lost). Under `opportunistic` a failed TLS handshake is followed
+// by the same host in clear, and remembered; under `required` nothing is ever said in clear.
+// RFC 5321 §5.1, RFC 7435.
+import { isAscii } from 'node:buffer';
+import { isIPv4 } from 'node:net';
+import type { Outcome, Phase, Reply, Signed } from '../mail/index.ts';
+import type { Resolver } from '../dns/index.ts';
+import type { Clock, Log, Metrics } from '../runtime/index.ts';
+import type { LaneLimits, Settings } from '../settings/index.ts';
+import { connectSession, type Connected, type DsnParameters, type Letter, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
+import { classify, type BounceClass } from './classify.ts';
+import { SessionPool } from './pool.ts';
+import { laneLimits, orderHosts, RouteCache, type HostsRoute, type RouteResult, type TargetHost } from './route.ts';
+
+export interface Deliverer {
+  /** Where a domain's mail goes now; remembered as DNS allows. */
+  siteOf(domain: string): Promise<RouteResult>;
+  /** `egress`: an id of shaping.yaml. Throws only on bugs. */
+  attempt(signed: Signed, route: HostsRoute, lane: { readonly egress: string }): Promise<Outcome>;
+  /** Says goodbye on idle sessions. */
+  closeIdle(): Promise<void>;
+  /** Ends every session; running attempts settle as deferred. */
+  close(): void;
+}
+
+export interface DelivererParts {
+  readonly settings: () => Settings;
+  readonly resolver: Resolver;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics: Metrics;
+  readonly timeouts?: Partial<SessionTimeouts>;
+}
+
+// RFC 5321 §5.1 SHOULD try at least two; five dead hosts in a row are a dead site for now.
+const TARGETS = 5;
+// No new host is begun after this: the lane's slot is worth more than a site's sixth chance.
+const BEGIN_WITHIN_MS = 300_000;
+// A broken certificate set-up is repaired within hours; in between, no handshake is wasted on it.
+const BROKEN_TLS_MS = 3 * 3_600_000;
+const BROKEN_TLS_HOSTS = 10_000;
+
+interface Target {
+  readonly host: TargetHost;
+  readonly address: string;
+}
+
+interface Lane {
+  readonly id: string;
+  readonly limits: LaneLimits;
+  readonly tls: LaneLimits['tls'];
+  readonly helo: string;
+  readonly localAddress: string | undefined;
+}
+
+/** What one target came to; `next` means that the following host may be tried. */
+interface Tried {
+  readonly outcome: Outcome;
+  readonly next: boolean;
+}
+
+/** Opens the delivery room; nothing is connected before the first attempt. */
+export function openDeliverer(parts: DelivererParts): Deliverer {
+  const routes = new RouteCache(parts.clock);
+  const labels = new Map<string, { readonly label: string }>();
+  const perLabel = new Map<string, number>();
+  const counted = new Map<string, number>();
+  const pool = new SessionPool(parts.clock, (lane, open) => {
+    // Several sites share the label `other`: the gauge is their sum.
+    const label = labels.get(lane)?.label ?? 'other';
+    const sum = (perLabel.get(label) ?? 0) + open - (counted.get(lane) ?? 0);
+    perLabel.set(label, sum);
+    if (open === 0) {
+      counted.delete(lane);
+      labels.delete(lane);
+    } else counted.set(lane, open);
+    parts.metrics.connections.set({ lane: label }, sum);
+  });
+  const stop = new AbortController();
+  const sender = new Sender(parts, pool, stop.signal);
+  return {
+    siteOf(domain) {
+      const { hash, shaping, server } = parts.settings();
+      return routes.get(domain, hash, () => ({ resolver: parts.resolver, shaping, sandbox: server.sandbox, hostname: server.hostname }));
+    },
+    attempt(signed, route, lane) {
+      labels.set(`${lane.egress}/${route.site}`, { label: `${lane.egress}/${route.label}` });
+      return sender.attempt(signed, route, lane.egress);
+    },
+    closeIdle: () => pool.closeIdle(),
+    close() {
+      stop.abort();
+      pool.closeAll();
+    },
+  };
+}
+
+class Sender {
+  readonly #parts: DelivererParts;
+  readonly #pool: SessionPool;
+  readonly #signal: AbortSignal;
+  /** Address and port -> until when TLS is not tried. */
+  readonly #brokenTls = new Map<string, number>();
+
+  constructor(parts: DelivererParts, pool: SessionPool, signal: AbortSignal) {
+    this.#parts = parts;
+    this.#pool = pool;
+    this.#signal = signal;
+  }
+
+  async attempt(signed: Signed, route: HostsRoute, egressId: string): Promise<Outcome> {
+    const { shaping, server, hash } = this.#parts.settings();
+    const egress = shaping.egress.find((e) => e.id === egressId);
+    const startedAt = this.#parts.clock.now();
+    const lane: Lane = {
+      id: `${egressId}/${route.site}`,
+      limits: laneLimits(shaping, route.site),
+      tls: route.tls,
+      helo: egress?.helo ?? server.hostname,
+      localAddress: egress === undefined || isAnyAddress(egress.address) ? undefined : egress.address,
+    };
+    const targets = targetsOf(route, lane.localAddress);
+    const outcome = targets.length === 0
+      ? deferral('connect', '', 'routing', 'no host of the site has an address of our address family')
+      : await this.#first(targets, lane, letterOf(signed), hash);
+    const endedAt = this.#parts.clock.now();
+    this.#parts.metrics.attemptSeconds.observe({ result: outcome.kind }, (endedAt - startedAt) / 1_000);
+    const delays = outcome.delaysMs ?? { queue: 0, connect: endedAt - startedAt, tls: 0, send: 0 };
+    return { ...outcome, delaysMs: { ...delays, queue: Math.max(0, startedAt - signed.message.receivedAt) } };
+  }
+
+  async #first(targets: readonly Target[], lane: Lane, letter: Letter, hash: string): Promise<Outcome> {
+    const deadline = this.#parts.clock.now() + BEGIN_WITHIN_MS;
+    let last: Outcome | undefined;
+    for (const target of targets) {
+      if (last !== undefined && (this.#parts.clock.now() > deadline || this.#signal.aborted)) break;
+      const tried = await this.#target(target, lane, letter, hash);
+      if (!tried.next) return tried.outcome;
+      last = tried.outcome;
+      this.#parts.log.debug({ lane: lane.id, host: target.host.name, phase: last.phase, reason: last.reason }, 'host left for the next');
+    }
+    return last ?? deferral('connect', '', 'connection', 'no host could be tried');
+  }
+
+  async #target(target: Target, lane: Lane, letter: Letter, hash: string): Promise<Tried> {
+    // A reload may change HELO, limits or TLS: sessions of the old settings are not used again.
+    const key = [target.address, target.host.port, target.host.name, lane.tls, lane.helo, lane.localAddress, hash].join(' ');
+    for (;;) {
+      const kept = this.#pool.take(lane.id, key);
+      if (kept === undefined) break;
+      const result = await this.#send(kept, key, lane, letter);
+      // The peer had left, or had had enough of this connection: before anything was decided, so begin anew.
+      if (!isStale(result)) return this.#judge(result, target, kept, true);
+    }
+    const connected = await this.#connect(target, lane);
+    if (connected.kind !== 'session') return this.#unconnected(connected, target);
+    const { session } = connected;
+    this.#pool.add(lane.id, session);
+    return this.#judge(await this.#send(session, key, lane, letter), target, session, false);
+  }
+
+  async #send(session: OutboundSession, key: string, lane: Lane, letter: Letter): Promise<SendResult & { readonly sendMs: number }> {
+    const startedAt = this.#parts.clock.now();
+    try {
+      const result = await session.send(letter);
+      return { ...result, sendMs: this.#parts.clock.now() - startedAt };
+    } finally {
+      this.#pool.give(lane.id, key, session, lane.limits);
+    }
+  }
+
+  async #connect(target: Target, lane: Lane): Promise<Connected> {
+    const where = `${target.address} ${target.host.port}`;
+    const known = this.#brokenTls.get(where);
+    const remembered = lane.tls === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
+    const connect = (mode: LaneLimits['tls']): Promise<Connected> => {
+      this.#pool.makeRoom(lane.id, lane.limits.connections);
+      return connectSession({
+        host: target.address,
+        port: target.host.port,
+        helo: lane.helo,
+        tls: { mode, servername: target.host.name },
+        clock: this.#parts.clock,
+        signal: this.#signal,
+        ...(lane.localAddress === undefined ? {} : { localAddress: lane.localAddress }),
+        ...(this.#parts.timeouts === undefined ? {} : { timeouts: this.#parts.timeouts }),
+      });
+    };
+    const connected = await connect(remembered ? 'off' : lane.tls);
+    if (connected.kind !== 'broken' || connected.phase !== 'tls' || lane.tls !== 'opportunistic' || this.#signal.aborted) return connected;
+    // RFC 7435 §3: what cannot be encrypted is still mailed, where no policy forbids it.
+    if (this.#brokenTls.size >= BROKEN_TLS_HOSTS) this.#brokenTls.clear();
+    this.#brokenTls.set(where, this.#parts.clock.now() + BROKEN_TLS_MS);
+    this.#parts.log.info({ lane: lane.id, host: target.host.name, reason: connected.reason }, 'TLS failed, going on in clear');
+    return connect('off');
+  }
+
+  #unconnected(connected: Exclude<Connected, { kind: 'session' }>, target: Target): Tried {
+    if (connected.kind === 'refused') {
+      const { class: found } = classify(connected.phase, connected.reply);
+      return { next: true, outcome: { ...deferral(connected.phase, target.host.name, found, said(connected.phase, connected.reply)), reply: connected.reply } };
+    }
+    return { next: true, outcome: deferral(connected.phase, target.host.name, faultClass(connected.fault), connected.reason) };
+  }
+
+  #judge(result: SendResult & { readonly sendMs: number }, target: Target, session: OutboundSession, reused: boolean): Tried {
+    const host = target.host.name;
+    const delaysMs = { queue: 0, connect: reused ? 0 : session.connectMs, tls: reused ? 0 : session.tlsMs, send: result.sendMs };
+    const detail = { host, tls: session.tls, delaysMs };
+    if (result.kind === 'unsendable') {
+      return { next: false, outcome: { kind: 'failed', phase: 'mail', class: 'unsupported', reason: `${result.status} ${result.reason}`, deadAddress: false, ...detail } };
+    }
+    if (result.kind === 'broken') {
+      const reason = result.afterDot ? `${result.reason} after the message was sent: whether it was taken is unknown` : result.reason;
+      const found = result.afterDot ? 'connection' : faultClass(result.fault);
+      return { next: !result.afterDot, outcome: { ...deferral(result.phase, host, found, reason), ...detail } };
+    }
+    const { phase, reply } = result;
+    const { kind, class: found, deadAddress } = classify(phase, reply);
+    const common = { phase, reply, class: found, reason: said(phase, reply), ...detail };
+    return { next: false, outcome: kind === 'failed' ? { kind, deadAddress, ...common } : { kind, ...common } };
+  }
+}
+
+/** True when a kept session turned out to be over before this message was considered. */
+function isStale(result: SendResult): boolean {
+  return (result.kind === 'broken' && result.phase === 'mail' && result.fault === 'closed') || (result.kind === 'reply' && result.phase === 'mail' && result.reply.code === 421);
+}
+
+function targetsOf(route: HostsRoute, localAddress: string | undefined): readonly Target[] {
+  const targets: Target[] = [];
+  for (const host of route.viaRoute ? route.hosts : orderHosts(route.hosts)) {
+    for (const address of host.addresses) {
+      if (localAddress !== undefined && isIPv4(address) !== isIPv4(localAddress)) continue;
+      if (targets.push({ host, address }) === TARGETS) return targets;
+    }
+  }
+  return targets;
+}
+
+function letterOf(signed: Signed): Letter {
+  const { envelope } = signed.message;
+  const { wire, domain, dsn } = signed.recipient;
+  const chunks = [signed.head, ...signed.body];
+  let size = 0;
+  let ascii = true;
+  for (const chunk of chunks) {
+    size += chunk.length;
+    ascii &&= isAscii(chunk);
+  }
+  const parameters: DsnParameters = {
+    notify: dsn?.notify ?? [],
+    ...(envelope.ret === undefined ? {} : { ret: envelope.ret }),
+    ...(envelope.envid === undefined ? {} : { envid: envelope.envid }),
+    ...(dsn?.orcpt === undefined ? {} : { orcpt: dsn.orcpt }),
+  };
+  const recipient = asciiWhereItCan(wire, domain);
+  return {
+    from: signed.returnPath,
+    recipient,
+    dsn: parameters,
+    smtpUtf8: envelope.smtpUtf8 && !isAscii(signed.head),
+    body8bit: !ascii,
+    size,
+    chunks,
+  };
+}
+
+/** A local part in ASCII needs no SMTPUTF8: its domain has an A-label (RFC 5890 §2.3.2.1). */
+function asciiWhereItCan(wire: string, domain: string): string {
+  if (isAscii(Buffer.from(wire))) return wire;
+  const local = wire.slice(0, wire.lastIndexOf('@'));
+  return isAscii(Buffer.from(local)) ? `${local}@${domain}` : wire;
+}
+
+function said(phase: Phase, reply: Reply): string {
+  const verb = { greet: 'the greeting', tls: 'STARTTLS', mail: 'MAIL', rcpt: 'RCPT', data: 'DATA', final: 'the message' }[phase as string] ?? phase;
+  return `the receiver answered ${verb} with ${reply.code}${reply.enhanced === '' ? '' : ` ${reply.enhanced}`}`;
+}
+
+function faultClass(fault: 'timeout' | 'closed' | 'protocol' | 'tls'): BounceClass {
+  return fault === 'closed' ? 'connection' : fault;
+}
+
+function deferral(phase: Phase, host: string, found: BounceClass, reason: string): Outcome & { kind: 'deferred' } {
+  return { kind: 'deferred', phase, host, class: found, reason };
+}
+
+function isAnyAddress(address: string): boolean {
+  return address === '' || address === '0.0.0.0' || address === '::';
+}

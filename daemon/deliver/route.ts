@@ -1,0 +1,203 @@
+// Where mail for a domain goes: static routes first, then MX, then the domain's own address. Callers may
+// rely on: only a route leads to a private or loopback address; in a sandbox only routes lead anywhere; a
+// host list is never empty; a DNS failure is `deferred`, never `failed`. Equal preferences are in random
+// order, drawn anew by orderHosts. RFC 5321 §5, RFC 7505.
+import { isIP } from 'node:net';
+import { isPublicAddress, type Resolver } from '../dns/index.ts';
+import type { Clock } from '../runtime/index.ts';
+import type { LaneLimits, Route, Shaping } from '../settings/index.ts';
+import type { BounceClass } from './classify.ts';
+
+export interface TargetHost {
+  readonly name: string;
+  readonly addresses: readonly string[];
+  readonly port: number;
+  readonly preference: number;
+}
+
+export interface HostsRoute {
+  readonly kind: 'hosts';
+  /** Provider id, `route:<via>`, or the sorted MX set joined by commas: what a lane is named for. */
+  readonly site: string;
+  /** The site as a metric label, from a closed set: `other` where the site is not an operator's word. */
+  readonly label: string;
+  readonly hosts: readonly TargetHost[];
+  readonly tls: LaneLimits['tls'];
+  readonly viaRoute: boolean;
+}
+
+export type RouteResult =
+  | HostsRoute
+  | { readonly kind: 'failed'; readonly class: BounceClass; readonly status: string; readonly reason: string; readonly deadAddress: boolean }
+  | { readonly kind: 'deferred'; readonly class: BounceClass; readonly reason: string };
+
+export interface RouteContext {
+  readonly resolver: Resolver;
+  readonly shaping: Shaping;
+  readonly sandbox: boolean;
+  /** Our own name: an MX list is cut where we stand in it. */
+  readonly hostname: string;
+}
+
+// RFC 5321 §5.1 asks for at least two; nobody needs more than this to be reached, and each costs two look-ups.
+const HOSTS = 10;
+
+/** Where this A-label domain's mail goes now, and the milliseconds that may be remembered. */
+export async function resolveRoute(domain: string, context: RouteContext): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {
+  const fixed = context.shaping.routes.find((route) => matchesDomain(route.domain, domain));
+  if (fixed !== undefined) return viaRoute(fixed, context.resolver);
+  if (context.sandbox) return { route: failed('sandbox', '5.4.4', 'this is a sandbox and no route of it leads to this domain'), ttlMs: FAILED_MS };
+  if (domain.startsWith('[')) return { route: failed('routing', '5.1.2', 'address literals are not mailed'), ttlMs: FAILED_MS };
+  const mx = await context.resolver.mx(domain);
+  if (mx.kind === 'failed') return { route: deferred('dns', `the MX look-up failed: ${mx.reason}`), ttlMs: DEFERRED_MS };
+  // RFC 5321 §5.1: without MX the domain itself is its MX.
+  if (mx.kind === 'none') return viaMx([{ exchange: domain, preference: 0 }], FAILED_MS, true, context);
+  // RFC 7505 §3
+  if (mx.records.some((r) => isNull(r.exchange))) {
+    if (mx.records.length === 1) return { route: { ...failed('bad-domain', '5.1.10', 'the domain takes no mail (null MX)'), deadAddress: true }, ttlMs: mx.ttlSeconds * 1_000 };
+    return viaMx(mx.records.filter((r) => !isNull(r.exchange)), mx.ttlSeconds * 1_000, false, context);
+  }
+  return viaMx(mx.records, mx.ttlSeconds * 1_000, false, context);
+}
+
+// A wrong failure is corrected within minutes, a resolver's bad moment within half of one.
+const FAILED_MS = 300_000;
+const DEFERRED_MS = 30_000;
+
+interface Exchange {
+  readonly exchange: string;
+  readonly preference: number;
+}
+
+async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: boolean, context: RouteContext): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {
+  const all = records.map((r) => ({ name: canonical(r.exchange), preference: r.preference }));
+  // RFC 5321 §5.1 MUST: only hosts preferred to ourselves, lest mail runs in a circle.
+  const own = all.find((h) => h.name === canonical(context.hostname));
+  const usable = own === undefined ? all : all.filter((h) => h.preference < own.preference);
+  if (usable.length === 0) return { route: failed('routing', '5.4.6', 'the best MX of the domain is this host'), ttlMs };
+  const wanted = orderHosts(usable).slice(0, HOSTS);
+  const answers = await Promise.all(wanted.map((h) => (isIP(h.name) === 0 ? context.resolver.addresses(h.name) : Promise.resolve({ kind: 'none' as const }))));
+  const hosts: TargetHost[] = [];
+  let failedLookup = false;
+  let hidden = false;
+  for (const [i, host] of wanted.entries()) {
+    const answer = answers[i];
+    if (answer?.kind === 'failed') failedLookup = true;
+    if (answer?.kind !== 'found') continue;
+    const addresses = answer.records.filter((address) => isPublicAddress(address));
+    if (addresses.length < answer.records.length) hidden = true;
+    if (addresses.length > 0) hosts.push({ ...host, addresses, port: 25 });
+    ttlMs = Math.min(ttlMs, answer.ttlSeconds * 1_000);
+  }
+  if (hosts.length > 0) {
+    const site = siteName(context.shaping, usable.map((h) => h.name));
+    return { route: { kind: 'hosts', ...site, hosts, tls: laneLimits(context.shaping, site.site).tls, viaRoute: false }, ttlMs };
+  }
+  if (failedLookup) return { route: deferred('dns', 'the address look-up of every MX host failed'), ttlMs: DEFERRED_MS };
+  if (hidden) return { route: failed('routing', '5.4.4', 'every MX host of the domain has a private address'), ttlMs: FAILED_MS };
+  // A domain that is nowhere is not proof of a dead mailbox: a resolver gone wrong says the same of all domains.
+  if (implicit) return { route: failed('bad-domain', '5.1.2', 'the domain has neither MX nor address'), ttlMs: FAILED_MS };
+  return { route: deferred('dns', 'no MX host of the domain has an address'), ttlMs: FAILED_MS };
+}
+
+async function viaRoute(route: Route, resolver: Resolver): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {
+  const hosts: TargetHost[] = [];
+  for (const [preference, { host, port }] of route.via.entries()) {
+    if (isIP(host) !== 0) hosts.push({ name: host, addresses: [host], port, preference });
+    // No resolver need know this name, and all it may mean is fixed (RFC 6761 §6.3).
+    else if (host === 'localhost') hosts.push({ name: host, addresses: ['127.0.0.1'], port, preference });
+    else {
+      const answer = await resolver.addresses(host);
+      if (answer.kind === 'found') hosts.push({ name: host, addresses: answer.records, port, preference });
+    }
+  }
+  if (hosts.length === 0) return { route: deferred('dns', 'no host of the configured route has an address'), ttlMs: DEFERRED_MS };
+  const site = `route:${route.via.map(({ host, port }) => `${host}:${port}`).join(',')}`;
+  return { route: { kind: 'hosts', site, label: site, hosts, tls: route.tls, viaRoute: true }, ttlMs: FAILED_MS };
+}
+
+/** The limits that hold for a site: its provider's, else the defaults. */
+export function laneLimits(shaping: Shaping, site: string): LaneLimits {
+  return shaping.providers.find((provider) => provider.id === site)?.limits ?? shaping.defaults;
+}
+
+/** By preference, equals in random order (RFC 5321 §5.1 MUST). */
+export function orderHosts<Host extends { readonly preference: number }>(hosts: readonly Host[]): readonly Host[] {
+  if (hosts.length === 1) return hosts;
+  return hosts
+    .map((host) => ({ host, lot: Math.random() }))
+    .sort((a, b) => a.host.preference - b.host.preference || a.lot - b.lot)
+    .map(({ host }) => host);
+}
+
+function siteName(shaping: Shaping, names: readonly string[]): { readonly site: string; readonly label: string } {
+  const provider = shaping.providers.find((p) => names.every((name) => p.match.some((m) => (m.startsWith('.') ? name.endsWith(m) : name === m))));
+  if (provider !== undefined) return { site: provider.id, label: provider.id };
+  return { site: [...new Set(names)].sort().join(','), label: 'other' };
+}
+
+function matchesDomain(pattern: string, domain: string): boolean {
+  return pattern === '*' || pattern === domain || (pattern.startsWith('*.') && domain.endsWith(pattern.slice(1)));
+}
+
+function isNull(exchange: string): boolean {
+  return exchange === '' || exchange === '.';
+}
+
+function canonical(name: string): string {
+  return name.toLowerCase().replace(/\.$/, '');
+}
+
+function failed(of: BounceClass, status: string, reason: string): RouteResult & { kind: 'failed' } {
+  return { kind: 'failed', class: of, status, reason, deadAddress: false };
+}
+
+function deferred(of: BounceClass, reason: string): RouteResult {
+  return { kind: 'deferred', class: of, reason };
+}
+
+// Below a minute a cache is no use, above an hour it would outlive a receiver's move.
+const TTL_MS = { least: 60_000, most: 3_600_000 };
+// 300 bytes each: a bulk sender's usual domains, and no more than a few megabytes.
+const CACHED = 20_000;
+
+/** Remembers routes for as long as DNS says, between one minute and one hour; many askers cost one look-up. */
+export class RouteCache {
+  readonly #clock: Clock;
+  readonly #known = new Map<string, { readonly route: Promise<RouteResult>; until: number }>();
+  #settingsHash = '';
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** `settingsHash`: a reload forgets everything, for routes and providers may have changed. */
+  get(domain: string, settingsHash: string, context: () => RouteContext): Promise<RouteResult> {
+    if (settingsHash !== this.#settingsHash) {
+      this.#known.clear();
+      this.#settingsHash = settingsHash;
+    }
+    const known = this.#known.get(domain);
+    if (known !== undefined && known.until > this.#clock.now()) return known.route;
+    this.#known.delete(domain);
+    if (this.#known.size >= CACHED) {
+      const oldest = this.#known.keys().next();
+      if (oldest.done !== true) this.#known.delete(oldest.value);
+    }
+    const asked = resolveRoute(domain, context());
+    const entry = {
+      until: Number.POSITIVE_INFINITY,
+      route: asked.then(({ route, ttlMs }) => {
+        const least = route.kind === 'deferred' ? DEFERRED_MS : TTL_MS.least;
+        entry.until = this.#clock.now() + Math.min(Math.max(ttlMs, least), TTL_MS.most);
+        return route;
+      }),
+    };
+    this.#known.set(domain, entry);
+    entry.route.catch(() => {
+      // The asker sees the exception; here it only must not be remembered.
+      if (this.#known.get(domain) === entry) this.#known.delete(domain);
+    });
+    return entry.route;
+  }
+}
