@@ -104,7 +104,9 @@ for (const [mode, what] of [['full', 'segments'], ['rows', 'rows']] as const) {
     const round = await run(dir, mode, 30_000);
     t.equal(round.status, 0, round.stderr);
     t.ok(round.stored.size > 0 && round.refused.size >= 40);
-    t.same([...new Set(round.refused.values())], ['E_SPOOL_FULL']);
+    // LMDB calls a write that the disk took only in part an input/output error.
+    const codes = new Set(round.refused.values());
+    t.ok([...codes].every((code) => code === 'E_SPOOL_FULL' || (mode === 'rows' && code === 'E_STORE')), [...codes].join(' '));
     t.equal(round.lines.at(-1), 'closed');
     t.ok(round.settled.size > 0, `${round.settled.size} were settled on the full disk`);
     await verify(t, dir, round);
