@@ -8,8 +8,8 @@ import type { Settings } from '../settings/index.ts';
 export interface ObserveOptions {
   readonly settings: () => Settings;
   readonly metrics: Metrics;
-  /** Whether mail can be taken now, and if not, why: plain sentences without addresses. */
-  readonly ready: () => { readonly ok: boolean; readonly why: readonly string[] };
+  /** Whether mail can be taken now, and if not, why: a plain sentence without addresses. */
+  readonly ready: () => { readonly ok: boolean; readonly why: string };
 }
 
 /** Opens `listeners.metrics`. @throws MailError E_IN_USE */
@@ -34,7 +34,7 @@ export function openObserve(options: ObserveOptions): Promise<Listening> {
         say(200, plain, 'ok\n');
       } else if (path === '/readyz') {
         const { ok, why } = options.ready();
-        say(ok ? 200 : 503, plain, ok ? 'ready\n' : `not ready\n${why.map((reason) => `- ${reason}\n`).join('')}`);
+        say(ok ? 200 : 503, plain, ok ? 'ready\n' : `not ready: ${why}\n`);
       } else {
         say(404, plain, 'Not found\n');
       }

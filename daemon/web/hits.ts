@@ -7,7 +7,7 @@
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http';
 import { OPEN_MODES, type OpenMode } from '../mail/index.ts';
 import { newEvent } from '../events/index.ts';
-import type { PagesOptions, Touch } from './touch.ts';
+import { personOf, touchOf, trackingNow, type PagesOptions, type Touch } from './touch.ts';
 
 const GIF = Buffer.from('R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==', 'base64');
 const DAY_MS = 86_400_000;
@@ -28,8 +28,8 @@ export class Hits {
 
   /** True when it was a click of ours and has been answered. */
   click(token: string, request: IncomingMessage, response: ServerResponse): boolean {
-    const touch = this.#options.readToken(token);
-    const target = touch?.claim.kind === 'click' ? touch.claim.target : undefined;
+    const touch = touchOf(this.#options, 'click', token);
+    const target = touch?.claim.target;
     if (touch === undefined || target === undefined || !mayRedirectTo(target)) {
       this.#count('click', 'invalid');
       return false;
@@ -46,9 +46,9 @@ export class Hits {
     response.end(request.method === 'HEAD' ? undefined : GIF);
     // The answer has gone before the token is looked at: its time tells nothing either.
     setImmediate(() => {
-      const touch = this.#options.readToken(token);
-      if (touch?.claim.kind === 'open') this.#later(touch, request, 'open');
-      else this.#count('open', 'invalid');
+      const touch = touchOf(this.#options, 'open', token);
+      if (touch === undefined) this.#count('open', 'invalid');
+      else this.#later(touch, request, 'open');
     });
   }
 
@@ -76,14 +76,14 @@ export class Hits {
   async #record(touch: Touch, page: 'click' | 'open', machine: boolean): Promise<void> {
     const { record, clock } = this.#options;
     const { claim, tenant } = touch;
-    const tracking = await this.#options.mayTrack(touch);
-    const mode = page === 'click' ? (tracking?.clicks ?? 'none') : lesser(tracking?.opens ?? 'none', claim.mode ?? 'individual');
+    const tracking = await trackingNow(this.#options, touch);
+    const mode = page === 'click' ? tracking.clicks : lesser(tracking.opens, claim.mode ?? 'none');
     if (mode === 'none') {
       this.#count(page, 'unrecorded');
     } else if (mode === 'individual') {
       record(newEvent(page === 'click' ? 'clicked' : 'opened', clock, {
         tenant, stream: claim.stream, message_id: claim.message, recipient: claim.recipient,
-        person: claim.hashes.consent.toString('hex').slice(0, 12), class: machine ? 'machine' : 'person',
+        person: personOf(touch), class: machine ? 'machine' : 'person',
       }));
       this.#count(page, machine ? 'machine' : 'recorded');
     } else {

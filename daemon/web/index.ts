@@ -1,4 +1,4 @@
 export { openPages, type Pages } from './pages.ts';
 export { listen, type Listening } from './listen.ts';
 export { html, page, PAGE_POLICY, type Html } from './html.ts';
-export type { PagesOptions, Touch } from './touch.ts';
+export type { PagesOptions } from './touch.ts';

@@ -1,22 +1,22 @@
-// What the pages need of the other rooms, as narrow shapes: a token that has been opened, the ledger's
-// three calls, and the gate's answer. main passes the real ones in; what they do is theirs.
-import type { AddressHashes, MessageId, OpenMode, Tracking } from '../mail/index.ts';
-import type { Clock, Log, Metrics } from '../runtime/index.ts';
+// What a hit means, asked of the rooms that know: the token (compose), the ledger, the gate. Callers may
+// rely on: the tenant is the one whose key opened the token, never one that the request names; consent is
+// asked as of now; and what cannot be told throws, so that the caller decides what an unknown means.
+import { judgeRecipient, policyInForce } from '../gate/index.ts';
+import { NOBODY, openToken, type Claim } from '../compose/index.ts';
 import type { Event } from '../events/index.ts';
+import type { Ledger } from '../ledger/index.ts';
+import { NO_TRACKING, type Tracking } from '../mail/index.ts';
+import type { Clock, Keyring, Log, Metrics } from '../runtime/index.ts';
 import type { Settings } from '../settings/index.ts';
 
-/** What a link of ours carries, sealed. */
-export interface Claim {
-  readonly kind: 'click' | 'open' | 'unsubscribe';
-  readonly message: MessageId;
-  readonly recipient: number;
-  readonly stream: string;
-  readonly purpose: string;
-  readonly hashes: AddressHashes;
-  /** Where a click leads. */
-  readonly target?: string | undefined;
-  /** What was allowed for opens when the message was rendered. */
-  readonly mode?: OpenMode | undefined;
+export interface PagesOptions {
+  readonly settings: () => Settings;
+  readonly keyring: Keyring;
+  readonly ledger: Pick<Ledger, 'facts' | 'withdraw' | 'suppress'>;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly metrics: Metrics;
+  readonly record: (event: Event) => void;
 }
 
 /** A token that opened, and the tenant whose key opened it. */
@@ -25,16 +25,37 @@ export interface Touch {
   readonly claim: Claim;
 }
 
-export interface PagesOptions {
-  readonly settings: () => Settings;
-  /** Opens a token; undefined for anything that is not one of ours. */
-  readonly readToken: (text: string) => Touch | undefined;
-  /** What may be learned of this person now; undefined when they may not be mailed, or when it cannot be told. */
-  readonly mayTrack: (touch: Touch) => Promise<Tracking | undefined>;
-  /** Withdraws consent for the claim's purpose and suppresses it; resolves when both are durable. Repeating it is harmless. */
-  readonly unsubscribe: (touch: Touch) => Promise<void>;
-  readonly clock: Clock;
-  readonly log: Log;
-  readonly metrics: Metrics;
-  readonly record: (event: Event) => void;
+/** The touch of this kind that a token stands for; undefined for anything else. */
+export function touchOf(options: PagesOptions, kind: Claim['kind'], token: string): Touch | undefined {
+  const touch = openToken(options.keyring, token);
+  return touch?.claim.kind === kind ? touch : undefined;
+}
+
+/** What may be learned from this touch now; NO_TRACKING for a person who may not be mailed. @throws MailError E_STORE */
+export async function trackingNow(options: PagesOptions, { tenant: id, claim }: Touch): Promise<Tracking> {
+  const tenant = options.settings().tenants.get(id);
+  const stream = tenant?.streams.get(claim.stream);
+  // A stream that has been renamed or re-purposed since is not the one the person agreed to.
+  if (tenant === undefined || stream === undefined || stream.purpose !== claim.purpose) return NO_TRACKING;
+  const now = options.clock.now();
+  if (claim.recipient === NOBODY) {
+    // The pixel that is the same in every copy: there is no person to ask about, only the policy.
+    const policy = policyInForce(tenant, now);
+    return policy === undefined || policy.tracking.opens === 'none' ? NO_TRACKING : { opens: 'aggregate', clicks: 'none' };
+  }
+  const facts = await options.ledger.facts(id, claim.purpose, claim.stream, claim.hashes);
+  const verdict = judgeRecipient({ tenant, stream, now, facts });
+  return verdict.answer === 'yes' ? verdict.tracking : NO_TRACKING;
+}
+
+/** Withdraws consent for the touch's purpose and suppresses it; both are durable when it resolves. @throws MailError E_STORE */
+export async function withdraw({ ledger }: PagesOptions, { tenant, claim }: Touch): Promise<void> {
+  // Suppression first: it alone stops the mail, should the second step fail and nobody ask again.
+  await ledger.suppress(tenant, { hashes: claim.hashes, scope: `purpose:${claim.purpose}`, cause: 'unsubscribe', by: 'recipient' });
+  await ledger.withdraw(tenant, claim.purpose, claim.hashes, 'recipient');
+}
+
+/** The pseudonym of the person in events. */
+export function personOf({ claim }: Touch): string {
+  return claim.hashes.consent.toString('hex').slice(0, 12);
 }

@@ -6,7 +6,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { newEvent } from '../events/index.ts';
 import { PAGE_POLICY, html, page } from './html.ts';
-import type { PagesOptions, Touch } from './touch.ts';
+import { personOf, touchOf, withdraw, type PagesOptions, type Touch } from './touch.ts';
 
 // The body has one field of 26 octets; multipart with its boundaries stays below 500.
 const BODY_OCTETS = 4_096;
@@ -21,8 +21,7 @@ export const PAGE_HEADERS = {
 
 /** Answers GET, HEAD and POST of /u/TOKEN. */
 export async function answerUnsubscribe(options: PagesOptions, token: string, request: IncomingMessage, response: ServerResponse): Promise<void> {
-  const opened = options.readToken(token);
-  const touch = opened?.claim.kind === 'unsubscribe' ? opened : undefined;
+  const touch = touchOf(options, 'unsubscribe', token);
   const count = (result: string): void => options.metrics.hits.inc({ page: 'unsubscribe', result });
   if (request.method !== 'POST') {
     count(touch === undefined ? 'invalid' : 'shown');
@@ -59,7 +58,7 @@ export async function answerUnsubscribe(options: PagesOptions, token: string, re
 
 async function carryOut(options: PagesOptions, touch: Touch): Promise<boolean> {
   try {
-    await options.unsubscribe(touch);
+    await withdraw(options, touch);
   } catch (error) {
     options.log.error({ error: String(error), tenant: touch.tenant }, 'an unsubscription could not be stored; the provider will repeat it');
     return false;
@@ -67,7 +66,7 @@ async function carryOut(options: PagesOptions, touch: Touch): Promise<boolean> {
   const { claim, tenant } = touch;
   options.record(newEvent('unsubscribed', options.clock, {
     tenant, stream: claim.stream, message_id: claim.message, recipient: claim.recipient,
-    person: claim.hashes.consent.toString('hex').slice(0, 12), by: 'recipient',
+    person: personOf(touch), by: 'recipient',
   }));
   return true;
 }

@@ -6,10 +6,10 @@ import type { Settings } from '../../daemon/settings/index.ts';
 
 t.test('observe', async (t) => {
   const metrics = new Metrics();
-  const why: string[] = [];
+  let why = '';
   const at = { host: '127.0.0.1', port: 0 };
   const settings = { server: { listeners: { metrics: [at] } } } as unknown as Settings;
-  const options = { settings: () => settings, metrics, ready: () => ({ ok: why.length === 0, why }) };
+  const options = { settings: () => settings, metrics, ready: () => ({ ok: why === '', why }) };
   const observe = await openObserve(options);
   t.teardown(() => observe.close());
   const base = `http://127.0.0.1:${observe.addresses[0]?.port}`;
@@ -21,10 +21,10 @@ t.test('observe', async (t) => {
   t.notMatch(text, /@/);
   t.equal((await fetch(`${base}/healthz`)).status, 200);
   t.equal((await fetch(`${base}/readyz`)).status, 200);
-  why.push('the disk is nearly full');
+  why = 'the disk is nearly full';
   const unready = await fetch(`${base}/readyz`);
   t.equal(unready.status, 503);
-  t.match(await unready.text(), /- the disk is nearly full/);
+  t.match(await unready.text(), /^not ready: the disk is nearly full\n$/);
   t.equal((await fetch(`${base}/`)).status, 404);
   t.equal((await fetch(`${base}/metrics`, { method: 'POST' })).status, 404);
   const head = await fetch(`${base}/healthz`, { method: 'HEAD' });
