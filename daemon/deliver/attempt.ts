@@ -50,6 +50,8 @@ interface Target {
 
 interface Lane {
   readonly id: string;
+  /** For metrics. */
+  readonly label: string;
   readonly limits: LaneLimits;
   readonly tls: LaneLimits['tls'];
   readonly helo: string;
@@ -65,20 +67,7 @@ interface Tried {
 /** Opens the delivery room; nothing is connected before the first attempt. */
 export function openDeliverer(parts: DelivererParts): Deliverer {
   const routes = new RouteCache(parts.clock);
-  const labels = new Map<string, { readonly label: string }>();
-  const perLabel = new Map<string, number>();
-  const counted = new Map<string, number>();
-  const pool = new SessionPool(parts.clock, (lane, open) => {
-    // Several sites share the label `other`: the gauge is their sum.
-    const label = labels.get(lane)?.label ?? 'other';
-    const sum = (perLabel.get(label) ?? 0) + open - (counted.get(lane) ?? 0);
-    perLabel.set(label, sum);
-    if (open === 0) {
-      counted.delete(lane);
-      labels.delete(lane);
-    } else counted.set(lane, open);
-    parts.metrics.connections.set({ lane: label }, sum);
-  });
+  const pool = new SessionPool(parts.clock, (label, change) => parts.metrics.connections.inc({ lane: label }, change));
   const stop = new AbortController();
   const sender = new Sender(parts, pool, stop.signal);
   return {
@@ -86,10 +75,7 @@ export function openDeliverer(parts: DelivererParts): Deliverer {
       const { hash, shaping, server } = parts.settings();
       return routes.get(domain, hash, () => ({ resolver: parts.resolver, shaping, sandbox: server.sandbox, hostname: server.hostname }));
     },
-    attempt(signed, route, lane) {
-      labels.set(`${lane.egress}/${route.site}`, { label: `${lane.egress}/${route.label}` });
-      return sender.attempt(signed, route, lane.egress);
-    },
+    attempt: (signed, route, lane) => sender.attempt(signed, route, lane.egress),
     closeIdle: () => pool.closeIdle(),
     close() {
       stop.abort();
@@ -117,6 +103,7 @@ class Sender {
     const startedAt = this.#parts.clock.now();
     const lane: Lane = {
       id: `${egressId}/${route.site}`,
+      label: `${egressId}/${route.label}`,
       limits: laneLimits(shaping, route.site),
       tls: route.tls,
       helo: egress?.helo ?? server.hostname,
@@ -158,7 +145,7 @@ class Sender {
     const connected = await this.#connect(target, lane);
     if (connected.kind !== 'session') return this.#unconnected(connected, target);
     const { session } = connected;
-    this.#pool.add(lane.id, session);
+    this.#pool.add(lane.id, lane.label, session);
     return this.#judge(await this.#send(session, key, lane, letter), target, session, false);
   }
 

@@ -17,12 +17,12 @@ interface LaneSessions {
 
 export class SessionPool {
   readonly #clock: Clock;
-  readonly #onCount: (lane: string, open: number) => void;
+  readonly #onCount: (label: string, change: 1 | -1) => void;
   readonly #lanes = new Map<string, LaneSessions>();
-  readonly #sessions = new Set<OutboundSession>();
+  readonly #sessions = new Map<OutboundSession, { readonly label: string }>();
 
-  /** `onCount` hears of each change in a lane's open connections. */
-  constructor(clock: Clock, onCount: (lane: string, open: number) => void) {
+  /** `onCount` hears of each connection that opens (1) or ends (-1), with the label it was added under. */
+  constructor(clock: Clock, onCount: (label: string, change: 1 | -1) => void) {
     this.#clock = clock;
     this.#onCount = onCount;
   }
@@ -41,7 +41,8 @@ export class SessionPool {
   /** Closes the longest idle sessions until one more connection stays within `most`. */
   makeRoom(lane: string, most: number): void {
     const known = this.#lanes.get(lane);
-    while (known !== undefined && known.open >= most) {
+    if (known === undefined) return;
+    while (known.open >= most) {
       const oldest = known.idle.shift();
       if (oldest === undefined) return;
       oldest.stopTimer();
@@ -52,12 +53,12 @@ export class SessionPool {
   }
 
   /** Counts a new session until it is gone. */
-  add(lane: string, session: OutboundSession): void {
+  add(lane: string, label: string, session: OutboundSession): void {
     const known = this.#lanes.get(lane) ?? { open: 0, idle: [] };
     this.#lanes.set(lane, known);
     known.open++;
-    this.#sessions.add(session);
-    this.#onCount(lane, known.open);
+    this.#sessions.set(session, { label });
+    this.#onCount(label, 1);
     session.onClosed(() => this.#forget(lane, session));
   }
 
@@ -97,17 +98,19 @@ export class SessionPool {
 
   /** Ends everything at once; running sends settle as broken. */
   closeAll(): void {
-    for (const session of this.#sessions) session.close();
+    for (const session of this.#sessions.keys()) session.close();
   }
 
   #forget(lane: string, session: OutboundSession): void {
-    if (!this.#sessions.delete(session)) return;
+    const counted = this.#sessions.get(session);
+    if (counted === undefined) return;
+    this.#sessions.delete(session);
+    this.#onCount(counted.label, -1);
     const known = this.#lanes.get(lane);
     if (known === undefined) return;
     known.open--;
     for (const idle of known.idle) if (idle.session === session) idle.stopTimer();
     known.idle = known.idle.filter((idle) => idle.session !== session);
     if (known.open === 0) this.#lanes.delete(lane);
-    this.#onCount(lane, known.open);
   }
 }

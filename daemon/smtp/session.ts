@@ -8,7 +8,7 @@
 // RFC 5321, RFC 1870, RFC 2920, RFC 3207, RFC 3461, RFC 6152, RFC 6531.
 import { isAscii } from 'node:buffer';
 import { systemClock, type Clock } from '../runtime/index.ts';
-import { MailError, type Reply } from '../mail/index.ts';
+import type { Reply } from '../mail/index.ts';
 import { openChannel, type Channel, type SessionFault } from './channel.ts';
 import { stuffDots } from './dots.ts';
 
@@ -96,8 +96,8 @@ export type SendResult =
   | { readonly kind: 'reply'; readonly phase: SendPhase; readonly reply: Reply }
   /** `afterDot`: the peer may have taken the message. */
   | ({ readonly kind: 'broken'; readonly phase: SendPhase; readonly afterDot: boolean } & SessionFault)
-  /** Nothing was sent: this peer cannot take this letter. */
-  | { readonly kind: 'unsendable'; readonly status: '5.6.7'; readonly reason: string };
+  /** Nothing was sent: this letter cannot be said to this peer. */
+  | { readonly kind: 'unsendable'; readonly status: '5.1.3' | '5.6.7'; readonly reason: string };
 
 interface Step {
   readonly phase: 'mail' | 'rcpt' | 'data';
@@ -232,15 +232,12 @@ export class OutboundSession {
     this.#channel.onClosed(run);
   }
 
-  /**
-   * One transaction for one recipient.
-   * @throws MailError E_ADDRESS when an address would break the command line.
-   */
+  /** One transaction for one recipient; an address that would break the command line is `unsendable`. */
   async send(letter: Letter): Promise<SendResult> {
     if (this.#sending) throw new Error('a transaction is already running on this session');
     for (const address of [letter.from, letter.recipient]) {
       // oxlint-disable-next-line no-control-regex
-      if (/[\x00-\x1f\x7f]/.test(address)) throw new MailError('E_ADDRESS', 'an address holds a control character');
+      if (/[\x00-\x1f\x7f]/.test(address)) return { kind: 'unsendable', status: '5.1.3', reason: 'an address holds a control character' };
     }
     // RFC 6531 §3.5
     if (needsUtf8(letter) && !this.extensions.has('SMTPUTF8')) {

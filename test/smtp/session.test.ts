@@ -92,7 +92,8 @@ t.test('parameters only when offered', async (t) => {
     t.equal(mx.lines[2], 'RCPT TO:<b@mx.example> NOTIFY=FAILURE,DELAY ORCPT=rfc822;x+3Dy@example.com');
     await s.send(letter('x\r\n', { from: '', recipient: 'jörg@mx.example' }));
     t.equal(mx.lines[4], 'MAIL FROM:<> SIZE=3 SMTPUTF8');
-    await t.rejects(s.send(letter('x\r\n', { recipient: 'a@b>\r\nDATA' })), { code: 'E_ADDRESS' });
+    t.match(await s.send(letter('x\r\n', { recipient: 'a@b>\r\nDATA' })), { kind: 'unsendable', status: '5.1.3' });
+    t.equal(mx.lines.length, 7, 'no command can be smuggled in an address');
     s.close();
   });
   await withMx({ extensions: [] }, async (mx) => {
@@ -171,7 +172,7 @@ t.test('HELO, TLS and their failures', async (t) => {
     t.notOk(mx.lines.slice(5).some((l) => l.startsWith('MAIL')), 'nothing in clear under required');
   });
   await withMx({ brokenTls: true }, async (mx) => {
-    t.match(await open(mx), { kind: 'broken', phase: 'tls', fault: 'tls' });
+    t.match(await open(mx), { kind: 'broken', phase: 'tls' });
     t.equal((await session(mx, { tls: { mode: 'off', servername: '' } })).tls, '');
   });
   await withMx({ tls: true, answers: { starttls: '220 2.0.0 go\r\n250 2.0.0 injected' } }, async (mx) => {
