@@ -99,6 +99,7 @@ export function openLedger(parts: LedgerParts): Ledger {
 const TABLE = { consent: 1, suppressed: 2, suppressedFamily: 3, suspension: 4 } as const;
 const TENANT_OCTETS = 8;
 const HASH_OCTETS = 16;
+const NONE: readonly Suppression[] = Object.freeze([]);
 
 // What one mailbox did or said about itself stays with it; what a person demands holds for the
 // spellings the provider delivers to the same person (design §4).
@@ -145,13 +146,14 @@ class StoredLedger implements Ledger {
       this.#key(TABLE.suppressedFamily, tenant, hashes.family),
       this.#key(TABLE.suspension, tenant),
     ]);
-    const suppressions = [...(own === undefined ? [] : decodeSuppressions(own)), ...(family === undefined ? [] : decodeSuppressions(family))]
-      .filter(({ scope }) => scope === 'all' || scope === `purpose:${purpose}` || scope === `stream:${stream}`);
-    return {
-      ...(consent === undefined ? {} : { consent: decodeConsent(consent) }),
-      suppressions,
-      ...(suspension === undefined ? {} : { suspension: decodeSuspension(suspension) }),
-    };
+    const found: { consent?: ConsentRecord; suppressions: readonly Suppression[]; suspension?: Suspension } = { suppressions: NONE };
+    if (consent !== undefined) found.consent = decodeConsent(consent);
+    if (own !== undefined || family !== undefined) {
+      found.suppressions = [...(own === undefined ? NONE : decodeSuppressions(own)), ...(family === undefined ? NONE : decodeSuppressions(family))]
+        .filter(({ scope }) => scope === 'all' || scope === `purpose:${purpose}` || scope === `stream:${stream}`);
+    }
+    if (suspension !== undefined) found.suspension = decodeSuspension(suspension);
+    return found;
   }
 
   async give(tenant: string, entry: ConsentEntry): Promise<ConsentResult> {
@@ -312,17 +314,18 @@ class StoredLedger implements Ledger {
   }
 
   #consentKey(tenant: string, hashes: AddressHashes, purpose: string): Buffer {
-    return Buffer.concat([this.#key(TABLE.consent, tenant, hashes.consent), Buffer.from(purpose)]);
+    return this.#key(TABLE.consent, tenant, hashes.consent, purpose);
   }
 
-  #key(table: number, tenant: string, hash?: Buffer): Buffer {
+  #key(table: number, tenant: string, hash?: Buffer, purpose = ''): Buffer {
     // A hash of another length would make one person's key the beginning of another's.
     if (hash !== undefined && hash.length !== HASH_OCTETS) throw new RangeError(`an address hash of ${hash.length} octets`);
-    const prefix = this.#tenantOctets(tenant);
-    const key = Buffer.allocUnsafe(1 + TENANT_OCTETS + (hash === undefined ? 0 : HASH_OCTETS));
+    const start = 1 + TENANT_OCTETS + (hash === undefined ? 0 : HASH_OCTETS);
+    const key = Buffer.allocUnsafe(start + Buffer.byteLength(purpose));
     key[0] = table;
-    prefix.copy(key, 1);
-    hash?.copy(key, 1 + TENANT_OCTETS);
+    key.set(this.#tenantOctets(tenant), 1);
+    if (hash !== undefined) key.set(hash, 1 + TENANT_OCTETS);
+    if (purpose !== '') key.write(purpose, start);
     return key;
   }
 

@@ -1,5 +1,5 @@
 // Addresses: what is refused and why, and the properties that let consent be narrow and suppression wide.
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import t from 'tap';
 import { addressKeys, foldCase, isMailError, parseAddress, type AddressKeys } from '../../daemon/mail/index.ts';
 
@@ -29,7 +29,7 @@ t.test('addresses that are refused, each with a reason', async (t) => {
     '', 'a', '@x.example', 'a@', 'a@x', 'a b@x.example', ' a@x.example', 'a@x.example ', '<a@x.example>', 'a..b@x.example', '.a@x.example', 'a.@x.example',
     '""@x.example', '"a@x.example', '"a"b"@x.example', '"a\\"@x.example', 'a"b@x.example', 'a@[192.0.2.1]', 'a@[IPv6:2001:db8::1]',
     'a@127.0.0.1', 'a@127.1', 'a@0x7f.1', 'a@x.0x7f', 'a@x.1e', 'a@１２７.１', 'a@x..example', 'a@.x.example', 'a@x.example..', 'a@-x.example', 'a@x-.example', 'a@x_y.example',
-    'a@x%41.example', 'a@x.example:25', 'a@x.example/p', 'a@x.example?q', 'a@x\\y.example', 'a@ｇmail.com', 'a@gmail。com', 'a@xn--a.example', 'a@xn--.example',
+    'a@x%41.example', 'a@x.example:25', 'a@x.example/p', 'a@x.example?q', 'a@x\\y.example', 'a@ｇmail.com', 'a@gmail。com', 'a@xn--.example',
     `${'a'.repeat(65)}@x.example`, `a@${long}example`, `a@${'a'.repeat(64)}.example`, `${'é'.repeat(33)}@x.example`, 'a'.repeat(100_000),
     'e\u0301@x.example', 'a\u200Bb@x.example', 'a\u202Eb@x.example', 'a\u00ADb@x.example', 'a\uFEFF@x.example', 'a\u00A0b@x.example', 'a\u3164b@x.example', 'a\uD800@x.example', 'a\u0378@x.example',
     'a\r\n@x.example', 'a\0@x.example', 'a\u0085@x.example', '@relay.example:a@x.example', 'a(comment)@x.example', 'a@x.example,b@x.example', '\u212A@x.example',
@@ -82,7 +82,7 @@ t.test('properties of the keys', async (t) => {
   fc.assert(fc.property(address, (text) => foldCase(foldCase(text)) === foldCase(text)));
   t.pass('(a) folding is idempotent');
   const swap = (text: string): string => text.replace(/[a-z]/gi, (c) => (c === c.toLowerCase() ? c.toUpperCase() : c.toLowerCase()));
-  fc.assert(fc.property(address, fc.func(fc.boolean()), (text) => {
+  fc.assert(fc.property(address, (text) => {
     const other = swap(text);
     const [a, b] = [keys(text), keys(other)];
     return a.consent === b.consent && a.suppression === b.suppression && a.family === b.family;
