@@ -7,7 +7,9 @@
 //   due       <queue 16><time 6><id 26><index 4>          empty
 //   queue     <queue 16>                                  tenant, sealed domain
 //   segment   <number 4>                                  live octets, absolute
-// A held recipient stands in the due index at HELD_AT, past every real time.
+// Message and recipient rows share one table, so that a message and its recipients lie on one page: a
+// commit costs what the pages it touches cost. A held recipient stands in the due index at HELD_AT, past
+// every real time.
 import { createHmac, type KeyObject } from 'node:crypto';
 import { open, type Database, type RootDatabase } from 'lmdb';
 import type { AdmittedRecipient, Instant, MessageId, QueuedRecipient } from '../mail/index.ts';
@@ -36,11 +38,17 @@ export interface Tables {
 export function openTables(path: string): Tables {
   const root = open<Buffer, Uint8Array>({ path, keyEncoding: 'binary', encoding: 'binary', overlappingSync: false, maxDbs: 8, noSubdir: false });
   const table = (name: string): Table => root.openDB<Buffer, Uint8Array>({ name, keyEncoding: 'binary', encoding: 'binary' });
-  return { root, messages: table('messages'), recipients: table('recipients'), due: table('due'), queues: table('queues'), segments: table('segments') };
+  const waiting = table('waiting');
+  return { root, messages: waiting, recipients: waiting, due: table('due'), queues: table('queues'), segments: table('segments') };
 }
 
-/** Rows in a table, without counting them. */
-export function sizeOf(table: Table): number {
+/** Messages and recipients, without counting them: each recipient has one entry in the due index. */
+export function totalsOf(tables: Tables): { readonly messages: number; readonly recipients: number } {
+  const recipients = sizeOf(tables.due);
+  return { messages: sizeOf(tables.messages) - recipients, recipients };
+}
+
+function sizeOf(table: Table): number {
   const stats: unknown = table.getStats();
   if (typeof stats === 'object' && stats !== null && 'entryCount' in stats) return Number(stats.entryCount);
   throw new TypeError('lmdb statistics without entryCount');

@@ -26,7 +26,7 @@ import { takeLock } from './lock.ts';
 import { QueueIndex, type Filter, type Found, type QueueHead } from './queues.ts';
 import { Recent } from './recent.ts';
 import {
-  formatQueueRow, openRecipient, openTables, packHashes, queueOf, recipientKey, sealRecipient, sizeOf, asBuffer,
+  formatQueueRow, openRecipient, openTables, packHashes, queueOf, recipientKey, sealRecipient, totalsOf, asBuffer,
   type MessageRow, type QueueId, type RecipientRow, type Tables,
 } from './rows.ts';
 import { RECORD_HEAD, Segments, formatRecordHead } from './segments.ts';
@@ -293,7 +293,7 @@ export class Spool {
   }
 
   counts(): SpoolCounts {
-    return { messages: sizeOf(this.#tables.messages), recipients: sizeOf(this.#tables.recipients), ...this.#segments.totals() };
+    return { ...totalsOf(this.#tables), ...this.#segments.totals() };
   }
 
   /** Waits for what is pending, then closes. Further calls of it wait for the same end. */
@@ -421,6 +421,6 @@ function liveBySegment(tables: Tables): Map<number, number> {
   const live = new Map<number, number>();
   for (const { key, value } of tables.segments.getRange()) live.set(asBuffer(key).readUInt32BE(), asBuffer(value).readUIntBE(0, 6));
   // The live octets are written with the rows they count, so the two can only disagree when there are no rows at all.
-  if (sizeOf(tables.messages) === 0) live.clear();
+  if (totalsOf(tables).messages === 0) live.clear();
   return live;
 }

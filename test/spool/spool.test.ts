@@ -206,17 +206,17 @@ t.test('a sparse segment is rewritten, and an empty one unlinked', async (t) => 
   await again.close();
 });
 
-t.test('ten thousand domains and two hundred thousand rows', async (t) => {
+t.test('ten thousand domains, sixty thousand rows', async (t) => {
   const { spool } = await spoolFor(t);
   const started = performance.now();
-  for (let i = 0; i < 20; i++) {
+  for (let i = 0; i < 6; i++) {
     await spool.store(composed(Array.from({ length: 10_000 }, (_, j) => `p${i}@d${j}.example`), 100), { expiresAt: FAR });
   }
   const storedMs = performance.now() - started;
-  t.match(spool.counts(), { messages: 20, recipients: 200_000 });
+  t.match(spool.counts(), { messages: 6, recipients: 60_000 });
   const seeking = performance.now();
   const heads = [...spool.queues()];
   t.equal(heads.length, 10_000);
   t.comment(`stored in ${Math.round(storedMs)} ms, 10,000 heads in ${Math.round(performance.now() - seeking)} ms`);
-  t.equal(spool.due(heads[0]?.queue ?? '', FAR, 100).length, 20);
+  t.equal(spool.due(heads[0]?.queue ?? '', FAR, 100).length, 6);
 });
