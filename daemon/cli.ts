@@ -226,7 +226,7 @@ async function importFile(op: string, file: string, options: Common & { tenant: 
   const format = file.endsWith('.ndjson') || file.endsWith('.jsonl') ? 'ndjson' : 'csv';
   const fd = openSync(file, 'r');
   const size = fstatSync(fd).size;
-  const total = { imported: 0, refused: [] as { line: number; reason: string }[] };
+  const total = { recorded: 0, kept: 0, refused: [] as { line: number; reason: string }[] };
   let header = '';
   let rest = '';
   let lineOffset = 0;
@@ -245,16 +245,17 @@ async function importFile(op: string, file: string, options: Common & { tenant: 
       else body = header + body;
       const result = await send(op, { tenant: options.tenant, format, text: Buffer.from(body, 'latin1').toString('base64') }) as typeof total;
       const shift = lineOffset === 0 || header === '' ? lineOffset : lineOffset - 1;
-      total.imported += result.imported;
+      total.recorded += result.recorded;
+      total.kept += result.kept;
       for (const refused of result.refused) total.refused.push({ ...refused, line: refused.line + shift });
       lineOffset += lines;
-      if (process.stderr.isTTY && options.json !== true) process.stderr.write(`\r${Math.round(100 * done / Math.max(size, 1))}% ${total.imported} rows`);
+      if (process.stderr.isTTY && options.json !== true) process.stderr.write(`\r${Math.round(100 * done / Math.max(size, 1))}% ${total.recorded} rows`);
     }
   } finally {
     closeSync(fd);
   }
   print(options, total, () => [
-    `${total.imported} imported, ${total.refused.length} refused`, ...total.refused.map(({ line, reason }) => `${join(file)}:${line}: ${reason}`),
+    `${total.recorded} imported, ${total.kept} on record already, ${total.refused.length} refused`, ...total.refused.map(({ line, reason }) => `${join(file)}:${line}: ${reason}`),
   ].join('\n'));
   process.exitCode = total.refused.length === 0 ? 0 : 1;
 }

@@ -3,13 +3,13 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { openObserve, operationsOf, serveControl, type Desk } from './admin/index.ts';
-import { openDeliverer, type RouteResult } from './deliver/index.ts';
+import { laneLimits, openDeliverer, type RouteResult } from './deliver/index.ts';
 import { openResolver } from './dns/index.ts';
 import { newEvent, openJournal, type Journal } from './events/index.ts';
 import { openLedger, type Ledger } from './ledger/index.ts';
 import { openPipeline, type House } from './pipeline.ts';
 import { Metrics, notify, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
-import { Schedule } from './schedule/index.ts';
+import { Schedule, type Routed } from './schedule/index.ts';
 import { openSettings, type LiveSettings, type Settings } from './settings/index.ts';
 import { openSigner } from './sign/index.ts';
 import { openSpool, type Spool } from './spool/index.ts';
@@ -34,7 +34,7 @@ export interface Daemon {
   stop(): Promise<void>;
 }
 
-export const controlSocket = (settings: Settings): string => join(settings.server.dataDir, 'control.sock');
+export const controlSocket = (settings: { readonly server: Pick<Settings['server'], 'dataDir'> }): string => join(settings.server.dataDir, 'control.sock');
 
 /** Opens settings, keys and stores. @throws MailError E_CONFIG, E_KEY_UNREADABLE, E_KEY_WRONG, E_STORE, E_STORE_LOCKED */
 export async function openStores(root: string, log: Log, metrics = new Metrics()): Promise<Stores> {
@@ -77,14 +77,13 @@ export async function openStores(root: string, log: Log, metrics = new Metrics()
 }
 
 /** Runs the relay on the tree in `root` until stop(). */
-export async function serve(root: string): Promise<Daemon> {
+export async function serve(root: string, options: { readonly log?: Log } = {}): Promise<Daemon> {
   const clock = systemClock;
   const metrics = new Metrics();
-  const bootLog = openLog('info');
-  const stores = await openStores(root, bootLog, metrics);
+  const stores = await openStores(root, options.log ?? openLog('info'), metrics);
   const { live, keyring, ledger, spool, journal } = stores;
   const settings = (): Settings => live.current();
-  const log = openLog(settings().server.log.level);
+  const log = options.log ?? openLog(settings().server.log.level);
   const signer = openSigner({ clock });
   // Every key is read before the first message is taken: no keys, no start (design §4).
   for (const tenant of settings().tenants.values()) for (const domain of tenant.domains) signer.load(domain);
@@ -93,8 +92,8 @@ export async function serve(root: string): Promise<Daemon> {
   const house: House = { settings, clock, log, metrics, keyring, ledger, spool, signer, deliverer, journal };
   const pipeline = openPipeline(house);
   const schedule = new Schedule<RouteResult>({
-    spool, clock, log, metrics, shaping: () => settings().shaping,
-    route: async (_tenant, domain) => deliverer.lane(domain),
+    spool, clock, log, metrics,
+    route: async (_tenant, domain) => laneOf(settings(), await deliverer.siteOf(domain)),
     run: (due, lane, route) => pipeline.attempt(due, lane, route),
   });
   const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
@@ -126,6 +125,13 @@ export async function serve(root: string): Promise<Daemon> {
       await stores.close();
     },
   };
+}
+
+/** The lane of a route: everything that cannot be routed shares one, where it is settled quickly. */
+function laneOf({ shaping }: Settings, route: RouteResult): Routed<RouteResult> {
+  const egress = shaping.egress[0]?.id ?? 'default';
+  const { site, label } = route.kind === 'hosts' ? route : { site: 'unrouted', label: 'unrouted' };
+  return { lane: { id: `${egress}/${site}`, label: `${egress}/${label}`, egress }, limits: laneLimits(shaping, site), route };
 }
 
 function gauge(metrics: Metrics, spool: Spool): void {

@@ -13,7 +13,7 @@ import {
   type Address, type AddressHashes, type AdmittedRecipient, type Cleared, type Due, type EnvelopeRecipient, type Outcome, type Reply, type Submitted,
 } from './mail/index.ts';
 import { newId, type Clock, type Keyring, type Log, type Metrics } from './runtime/index.ts';
-import { backoffMs } from './schedule/index.ts';
+import { backoffMs, type LaneName } from './schedule/index.ts';
 import type { SendingDomain, Settings, Stream, Tenant } from './settings/index.ts';
 import type { Signer } from './sign/index.ts';
 import type { Spool } from './spool/index.ts';
@@ -36,7 +36,7 @@ export interface House {
 /** What the submission door and the schedule call. */
 export interface Pipeline extends SubmissionHooks {
   /** One recipient's attempt, settled durably when it resolves. */
-  attempt(due: Due, lane: string, route: RouteResult): Promise<{ readonly reached: boolean }>;
+  attempt(due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean }>;
 }
 
 /** A gate that cannot tell, a key that cannot be read: ours to mend, so the mail waits only briefly. */
@@ -133,10 +133,8 @@ function refuse(house: House, { tenant, stream }: Place, messageId: string, verd
 
 // ---- out ---------------------------------------------------------------------------------------
 
-async function attempt(house: House, due: Due, lane: string, route: RouteResult): Promise<{ readonly reached: boolean }> {
-  const started = performance.now();
+async function attempt(house: House, due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean }> {
   const tried = await tryOnce(house, due, lane, route);
-  house.metrics.attemptSeconds.observe({ result: tried.outcome.kind }, (performance.now() - started) / 1000);
   await settle(house, due, lane, tried);
   const { outcome } = tried;
   return { reached: outcome.kind !== 'deferred' || (outcome.phase !== 'connect' && outcome.phase !== 'dns') };
@@ -148,7 +146,7 @@ interface Tried {
   readonly copy?: Pick<Event, 'policy' | 'evidence' | 'links' | 'pixel' | 'signatures'>;
 }
 
-async function tryOnce(house: House, due: Due, lane: string, route: RouteResult): Promise<Tried> {
+async function tryOnce(house: House, due: Due, lane: LaneName, route: RouteResult): Promise<Tried> {
   const { origin, plan } = due.message;
   const place = placeOf(house.settings(), origin.tenant, origin.stream);
   const domain = place?.tenant.domains.find((known) => known.name === plan.domain);
@@ -160,6 +158,7 @@ async function tryOnce(house: House, due: Due, lane: string, route: RouteResult)
     if (verdict.rule === 'tenant-suspended') return { outcome: wait(verdict.reason) };
     return { outcome: { kind: 'suppressed', rule: verdict.rule, phase: 'gate', host: '', reason: verdict.reason, class: 'suppressed' } };
   }
+  if (route.kind !== 'hosts') return { outcome: unrouted(route) };
   try {
     const cleared = clear(due, verdict);
     const signed = await house.signer.sign(await renderCopy(house, cleared, place.stream, domain), domain);
@@ -178,16 +177,21 @@ async function renderCopy(house: House, cleared: Cleared, stream: Stream, domain
   return render(cleared, await house.spool.body(cleared.id), { tenant, keys: house.keyring.tenant(tenant), domain, stream });
 }
 
+/** DNS had no way there. */
+function unrouted(route: Exclude<RouteResult, { kind: 'hosts' }>): Outcome {
+  return { ...route, phase: 'dns', host: '' };
+}
+
 function wait(reason: string): Outcome {
   return { kind: 'deferred', phase: 'gate', host: '', reason, class: 'local', retryAfterMs: LOCAL_RETRY_MS };
 }
 
 /** Writes down what came of it: ledger first, then the notice, then the spool; each step may be repeated. */
-async function settle(house: House, due: Due, lane: string, tried: Tried): Promise<void> {
+async function settle(house: House, due: Due, lane: LaneName, tried: Tried): Promise<void> {
   const { outcome } = tried;
   const now = house.clock.now();
   const { tenant } = due.message.origin;
-  house.metrics.outcomes.inc({ tenant, lane, result: outcome.kind, class: outcome.class });
+  house.metrics.outcomes.inc({ tenant, lane: lane.label, result: outcome.kind, class: outcome.class });
   if (outcome.kind === 'deferred' && now < due.recipient.expiresAt) {
     const { retry } = house.settings().shaping;
     const backoff = outcome.phase === 'gate' ? LOCAL_RETRY_MS : backoffMs(due.recipient.attempts + 1, retry, Math.random(), outcome.retryAfterMs);
@@ -198,7 +202,7 @@ async function settle(house: House, due: Due, lane: string, tried: Tried): Promi
     return;
   }
   if (outcome.kind === 'failed' && outcome.deadAddress) {
-    await house.ledger.suppress(tenant, { scope: { kind: 'all' }, cause: 'hard-bounce', hashes: due.recipient.hashes });
+    await house.ledger.suppress(tenant, { scope: 'all', cause: 'hard-bounce', hashes: due.recipient.hashes, by: 'bounce' });
     record(house, 'suppression', { tenant, person: person(due.recipient.hashes), class: 'hard-bounce', by: 'bounce' });
   }
   const kind: EventKind = outcome.kind === 'deferred' ? 'expired' : outcome.kind;
@@ -241,6 +245,7 @@ async function tellTenant(house: House, due: Due, outcome: Outcome): Promise<voi
 
 function statusOf(outcome: Outcome): string {
   if (outcome.reply !== undefined && outcome.reply.enhanced !== '') return outcome.reply.enhanced;
+  if (outcome.status !== undefined) return outcome.status;
   // RFC 3463 §3.5 and §3.8: delivery time expired; security or policy.
   if (outcome.kind === 'deferred') return '4.4.7';
   return outcome.kind === 'suppressed' ? '5.7.1' : '5.0.0';
@@ -288,11 +293,11 @@ function record(house: House, kind: EventKind, fields: Partial<Event>): Event {
   return event;
 }
 
-function recordOutcome(house: House, kind: EventKind, due: Due, lane: string, { outcome, copy }: Tried, more: Partial<Event> = {}): void {
+function recordOutcome(house: House, kind: EventKind, due: Due, lane: LaneName, { outcome, copy }: Tried, more: Partial<Event> = {}): void {
   const { origin } = due.message;
   record(house, kind, {
     tenant: origin.tenant, stream: origin.stream, message_id: due.id, recipient: due.index, person: person(due.recipient.hashes),
-    lane, host: outcome.host, phase: outcome.phase, class: outcome.class, reason: outcome.reason, attempts: due.recipient.attempts + 1,
+    lane: lane.id, host: outcome.host, phase: outcome.phase, class: outcome.class, reason: outcome.reason, attempts: due.recipient.attempts + 1,
     ...(outcome.reply !== undefined && { code: outcome.reply.code, status: outcome.reply.enhanced, reply: maskReply(replyLine(outcome.reply)) }),
     ...(outcome.kind === 'suppressed' && { rule: outcome.rule }),
     ...(outcome.tls !== undefined && { tls: outcome.tls }),

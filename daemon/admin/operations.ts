@@ -4,10 +4,10 @@
 // wrong is MailError E_CONTROL with a sentence that says what to do.
 import type { Event, EventKind, Journal } from '../events/index.ts';
 import { newEvent } from '../events/index.ts';
-import { judgeMessage, judgeRecipient, type Step } from '../gate/index.ts';
-import { importConsents, importSuppressions, parseScope, SUPPRESSION_CAUSES, type Ledger, type SuppressionCause } from '../ledger/index.ts';
-import { CLICK_MODES, indexHeader, isId, MailError, messageFacts, NO_TRACKING, OPEN_MODES, parseAddress, type AddressHashes } from '../mail/index.ts';
-import type { Clock } from '../runtime/index.ts';
+import { judgeMessage, judgeRecipient } from '../gate/index.ts';
+import { importConsents, importSuppressions, parseScope, SUPPRESSION_CAUSES, type Ledger, type RowError, type SuppressionCause } from '../ledger/index.ts';
+import { CLICK_MODES, indexHeader, MailError, messageFacts, NO_TRACKING, OPEN_MODES, parseAddress, type AddressHashes } from '../mail/index.ts';
+import { isId, type Clock } from '../runtime/index.ts';
 import type { LaneView } from '../schedule/index.ts';
 import type { Settings, Stream, Tenant } from '../settings/index.ts';
 import type { QueueFilter, Spool } from '../spool/index.ts';
@@ -85,10 +85,9 @@ async function explain(desk: Desk, params: Params): Promise<unknown> {
   const hashes = desk.ledger.hashes(tenant.id, address);
   const now = desk.clock.now();
   const facts = await desk.ledger.facts(tenant.id, stream.purpose, stream.id, hashes);
-  const steps: Step[] = [];
-  const verdict = judgeRecipient({ tenant, stream, now, facts, steps });
+  const verdict = judgeRecipient({ tenant, stream, now, facts, explain: true });
   const message = typeof params['message'] === 'string' ? explainMessage(tenant, stream, Buffer.from(params['message'], 'base64')) : undefined;
-  return { tenant: tenant.id, stream: stream.id, purpose: stream.purpose, recipient: verdict, steps, facts, ...(message && { message }) };
+  return { tenant: tenant.id, stream: stream.id, purpose: stream.purpose, recipient: verdict, facts, ...(message && { message }) };
 }
 
 function explainMessage(tenant: Tenant, stream: Stream, raw: Buffer): unknown {
@@ -140,16 +139,18 @@ async function suppress(desk: Desk, params: Params): Promise<unknown> {
 async function importRows(desk: Desk, params: Params, progress: (p: object) => void, what: 'consent' | 'suppression'): Promise<unknown> {
   const tenant = tenantOf(desk, params);
   const chunk = Buffer.from(required(params, 'text'), 'base64');
-  const from = what === 'consent' ? importConsents : importSuppressions;
-  const result = await from({
-    ledger: desk.ledger, tenant, clock: desk.clock, format: oneOf(params, 'format', ['csv', 'ndjson'] as const, 'csv'),
-    chunks: (async function* one() {
-      yield chunk;
-    })(),
-    progress,
+  const refused: RowError[] = [];
+  const importer = what === 'consent' ? importConsents : importSuppressions;
+  const result = await importer(desk.ledger, tenant, one(chunk), {
+    format: oneOf(params, 'format', ['csv', 'ndjson'] as const, 'csv'), now: desk.clock.now(), by: 'import',
+    onError: (error) => refused.push(error), onProgress: progress,
   });
-  record(desk, what === 'consent' ? 'consent' : 'suppression', tenant, undefined, `imported ${result.imported}`);
-  return result;
+  record(desk, what === 'consent' ? 'consent' : 'suppression', tenant, undefined, `${result.recorded} imported`);
+  return { ...result, refused };
+}
+
+async function* one(chunk: Buffer): AsyncGenerator<Buffer> {
+  yield chunk;
 }
 
 // ---- parameters --------------------------------------------------------------------------------

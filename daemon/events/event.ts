@@ -38,6 +38,7 @@ export interface Event {
   readonly pixel?: boolean;
   readonly signatures?: readonly string[];
   readonly size_bytes?: number;
+  readonly recipients?: number;
   readonly attempts?: number;
   readonly next_at?: Instant;
   readonly tls?: string;

@@ -6,3 +6,4 @@ export {
   type ConsentRecord, type ConsentState, type Evidence, type Suppression, type SuppressionCause, type SuppressionScope, type Suspension,
 } from './records.ts';
 export { importConsents, importSuppressions, type ImportOptions, type ImportResult } from './import.ts';
+export type { RowError } from './rows.ts';

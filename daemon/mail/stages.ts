@@ -213,6 +213,8 @@ interface OutcomeDetail {
   readonly host: string;
   /** What it said, where it said something. */
   readonly reply?: Reply;
+  /** Enhanced status where we found out ourselves, such as 5.1.10 for a null MX. */
+  readonly status?: string;
   /** One plain sentence. Never an address. */
   readonly reason: string;
   /** Bounce class (`config/bounces.yaml`), e.g. `bad-mailbox`, `quota`, `policy`, `dns`. */

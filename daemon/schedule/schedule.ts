@@ -8,15 +8,24 @@
 // tried again after a pause, and nothing is lost. Nothing is started after stop().
 import { Gcra, type Due } from '../mail/index.ts';
 import type { Clock, Log, Metrics } from '../runtime/index.ts';
-import type { LaneLimits, Shaping } from '../settings/index.ts';
+import type { LaneLimits } from '../settings/index.ts';
 import type { QueueHead, QueueId, Spool, Waiting } from '../spool/index.ts';
 import { TimeHeap } from './heap.ts';
 import { Turns } from './turns.ts';
 
-/** Where a queue's mail goes: the lane's name and whatever the deliverer needs to get there. */
+/** Which lane a queue's mail takes. */
+export interface LaneName {
+  /** `<egress>/<site>` */
+  readonly id: string;
+  /** The same from a closed set, for metrics. */
+  readonly label: string;
+  /** Egress source, an id of shaping.yaml. */
+  readonly egress: string;
+}
+
+/** Where a queue's mail goes: the lane and whatever the deliverer needs to get there. */
 export interface Routed<Route> {
-  /** Lane name: `<egress>/<site>`. */
-  readonly lane: string;
+  readonly lane: LaneName;
   readonly limits: LaneLimits;
   readonly route: Route;
 }
@@ -26,11 +35,10 @@ export interface ScheduleOptions<Route> {
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: Metrics;
-  readonly shaping: () => Shaping;
   /** Finds the lane of a domain. A rejection counts as a bug; "no route" is a Route too, and `run` records it. */
   readonly route: (tenant: string, domain: string) => Promise<Routed<Route>>;
   /** Makes one attempt and settles it durably. `reached` false: the site could not be connected to. */
-  readonly run: (due: Due, lane: string, route: Route) => Promise<{ readonly reached: boolean }>;
+  readonly run: (due: Due, lane: LaneName, route: Route) => Promise<{ readonly reached: boolean }>;
 }
 
 /** What `postern queue` and `top` show of a lane. */
@@ -58,7 +66,7 @@ interface Queue<Route> {
 }
 
 interface Lane<Route> {
-  readonly name: string;
+  readonly name: LaneName;
   limits: LaneLimits;
   rate: Gcra | undefined;
   readonly turns: Turns<Queue<Route>>;
@@ -78,6 +86,9 @@ const UNREACHED_LIMIT = 10;
 const UNREACHED_PAUSE_MS = 60_000;
 /** Look-ups under way at once: a start with 10,000 queues must not flood the resolver. */
 const ROUTING_AT_ONCE = 64;
+
+/** The largest time the due index can hold (six octets). */
+const FAR = 2 ** 48 - 1;
 
 const rowKey = (row: Waiting): string => `${row.id}/${row.index}`;
 
@@ -137,7 +148,7 @@ export class Schedule<Route> {
 
   lanes(): LaneView[] {
     return [...this.#lanes.values()].map((lane) => ({
-      lane: lane.name, active: lane.active, connections: lane.limits.connections,
+      lane: lane.name.id, active: lane.active, connections: lane.limits.connections,
       pausedUntil: lane.pausedUntil > this.#options.clock.now() ? lane.pausedUntil : 0, pausedFor: lane.pausedFor,
     }));
   }
@@ -194,11 +205,11 @@ export class Schedule<Route> {
 
   #routed(queue: Queue<Route>, routed: Routed<Route>): void {
     if (this.#stopped) return;
-    let lane = this.#lanes.get(routed.lane);
+    let lane = this.#lanes.get(routed.lane.id);
     if (lane === undefined) {
       lane = { name: routed.lane, limits: routed.limits, rate: undefined, turns: new Turns(), active: 0, pausedUntil: 0, pausedFor: '', unreached: 0, timer: undefined };
       lane.rate = routed.limits.messageRate === undefined ? undefined : new Gcra(routed.limits.messageRate);
-      this.#lanes.set(routed.lane, lane);
+      this.#lanes.set(routed.lane.id, lane);
     } else if (lane.limits !== routed.limits) {
       // A reload may have changed the limits: they hold from here on, for what is already queued too.
       if (JSON.stringify(lane.limits.messageRate) !== JSON.stringify(routed.limits.messageRate)) {
@@ -257,13 +268,12 @@ export class Schedule<Route> {
   }
 
   #launch(lane: Lane<Route>, queue: Queue<Route>, row: Waiting): void {
-    const { metrics, run, clock } = this.#options;
+    const { run, clock } = this.#options;
     const key = rowKey(row);
     const route = queue.route as Route;
     queue.running.add(key);
     lane.active += 1;
     this.#active += 1;
-    metrics.connections.set({ lane: lane.name }, lane.active);
     run(row as Due, lane.name, route).then(
       ({ reached }) => this.#reached(lane, reached),
       (error: unknown) => this.#bug(error, 'run', () => this.#resting.set(key, clock.now() + BUG_PAUSE_MS)),
@@ -271,8 +281,7 @@ export class Schedule<Route> {
       queue.running.delete(key);
       lane.active -= 1;
       this.#active -= 1;
-      metrics.connections.set({ lane: lane.name }, lane.active);
-      if (queue.rows.length === 0 && !queue.fresh && queue.running.size === 0) this.#settleQueue(queue);
+        if (queue.rows.length === 0 && !queue.fresh && queue.running.size === 0) this.#settleQueue(queue);
       this.#pump(lane);
       this.#dropIdle(lane);
       if (this.#active === 0) this.#idle?.();
@@ -295,7 +304,7 @@ export class Schedule<Route> {
     lane?.turns.remove(queue);
     queue.lane = undefined;
     queue.route = undefined;
-    const nextAt = this.#options.spool.nextAt(queue.id);
+    const nextAt = this.#options.spool.due(queue.id, FAR, 1)[0]?.recipient.nextAt;
     if (nextAt === undefined) {
       this.#queues.delete(queue.id);
       return;
@@ -313,8 +322,7 @@ export class Schedule<Route> {
   #dropIdle(lane: Lane<Route>): void {
     // A lane that is paused or rate-limited keeps its state, or a quiet second would reset its limits.
     if (lane.active > 0 || !lane.turns.empty || lane.rate !== undefined || lane.pausedUntil > this.#options.clock.now()) return;
-    this.#lanes.delete(lane.name);
-    this.#options.metrics.connections.remove({ lane: lane.name });
+    this.#lanes.delete(lane.name.id);
   }
 
   #bug(error: unknown, where: string, then: () => void): void {
