@@ -90,7 +90,7 @@ class Scan implements TokenizerCallbacks {
       // Of an attribute given twice readers take the first.
       this.#seenHref = true;
       const mark = quote === QuoteType.Double ? '"' : quote === QuoteType.Single ? "'" : '';
-      if (start !== -1) this.#href = { start: this.#base + start, end: this.#base + this.#valueEnd, value, quote: mark };
+      if (value !== '') this.#href = { start: this.#base + start, end: this.#base + this.#valueEnd, value, quote: mark };
     }
   }
 
