@@ -8,7 +8,7 @@ import {
   type Admitted, type Composed, type HeaderField, type HeaderIndex, type Plan, type PlannedPart, type Range,
 } from '../mail/index.ts';
 import type { SendingDomain, Stream } from '../settings/index.ts';
-import { planPart } from './part.ts';
+import { MAX_LINKS, planPart } from './part.ts';
 
 export interface ComposeContext {
   /** What we call ourselves; no Authentication-Results in our name comes from outside. */
@@ -106,6 +106,7 @@ function planText(raw: Buffer, header: HeaderIndex, { stream, domain }: ComposeC
   const untouched: { part: number; why: string }[] = [];
   const ownHost = new URL(domain.pages).host;
   let pixel = true;
+  let linksLeft = MAX_LINKS;
   for (const [part, leaf] of leaves.entries()) {
     // An attachment or a picture was never meant to be edited; what was meant to be, and is not, is counted.
     if (leaf.closed === 'attachment' || leaf.closed === 'not-text') continue;
@@ -113,12 +114,13 @@ function planText(raw: Buffer, header: HeaderIndex, { stream, domain }: ComposeC
       untouched.push({ part, why: leaf.closed });
     } else if (leaf.type === 'text/html' || (leaf.type === 'text/plain' && stream.textLinks && leaf.params.get('delsp')?.toLowerCase() !== 'yes')) {
       // RFC 3676 §4.4: with DelSp a link may go on over the line's end, so such text is left alone.
-      const planned = planPart(raw, leaf, { pixel, ownHost });
+      const planned = planPart(raw, leaf, { pixel, linksLeft, ownHost });
       if (typeof planned === 'string') {
         untouched.push({ part, why: planned });
       } else {
         // One pixel a message: the first HTML text is the one that is shown.
         if (leaf.type === 'text/html') pixel = false;
+        linksLeft -= planned.edits.length;
         if (planned.edits.length > 0) parts.push(planned);
       }
     }

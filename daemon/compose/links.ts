@@ -132,11 +132,14 @@ function scan(html: string, base: number, comments: boolean, links: FoundLink[],
 
 const URL_IN_TEXT = /\bhttps?:\/\/[^\s<>"'`(){}[\]\\]+/gi;
 
+const SENTENCE = '.,;:!?*_~';
+
 /** The links of a plain text: up to white space, a bracket or a quote, without the sentence's punctuation. */
 export function findInText(text: string): readonly FoundLink[] {
   return [...text.matchAll(URL_IN_TEXT)].map((found) => {
-    const value = found[0].replace(/[.,;:!?*_~]+$/, '');
-    return { start: found.index, end: found.index + value.length, value, quote: '' };
+    let length = found[0].length;
+    while (SENTENCE.includes(found[0][length - 1] ?? ' ')) length--;
+    return { start: found.index, end: found.index + length, value: found[0].slice(0, length), quote: '' };
   });
 }
 
@@ -145,11 +148,16 @@ const PLACEHOLDER = /\{\{|\}\}|\{%|\*\||\|\*|\[\[|<%|\$\{|%%|%[a-z_]{3,}%/i;
 // An objection must not depend on our redirect, and is nobody's click to count.
 const OBJECTION = /unsub|opt-?out|preference/i;
 
+// A link of ours has at most 2,000 characters with its token, so a longer value could not be replaced;
+// references may make it twice as long in the text.
+const MAX_VALUE_CHARS = 4_000;
+
 /**
  * Where a link leads, or undefined when it is not one that may be rewritten. `octets` is the value as
  * it stands in the text; `html` decodes character references; `utf8` says how octets above 127 are read.
  */
 export function targetOf(octets: string, html: boolean, utf8: boolean, ownHost: string): string | undefined {
+  if (octets.length > MAX_VALUE_CHARS) return undefined;
   if (!/^[\t\n\f\r ]*https?:/i.test(octets) && !octets.includes('&')) return undefined;
   const ascii = !/[\u0080-\u00ff]/.test(octets);
   if (!ascii && !utf8) return undefined;

@@ -6,17 +6,21 @@ import { decodeQp, type ContentEncoding, type MimeLeaf, type PlannedEdit, type P
 import { findInHtml, findInText, targetOf, type FoundLink } from './links.ts';
 
 /** Why a part was left as it is; a closed list, for it is a metric's label. */
-export type Untouched = 'charset' | 'quoted-printable' | 'base64' | 'nul' | 'pgp' | 'too-many-links';
+export type Untouched = 'charset' | 'quoted-printable' | 'base64' | 'nul' | 'pgp' | 'too-large' | 'too-many-links';
 
 export interface PartWishes {
   /** Put the pixel's place into the plan. */
   readonly pixel: boolean;
+  /** How many links the message may still have. */
+  readonly linksLeft: number;
   /** Host (and port) of our own pages: links there are ours already. */
   readonly ownHost: string;
 }
 
-// A newsletter has fifty links; what has thousands is no letter, and each costs a seal per copy.
-const MAX_LINKS = 1_000;
+/** A newsletter has fifty links; a message with thousands is no letter, and each costs a seal per copy. */
+export const MAX_LINKS = 1_000;
+// Mail programs cut a text off at a tenth of a megabyte; past this, reading it would hold up everybody's mail.
+const MAX_TEXT_OCTETS = 4 * 1024 * 1024;
 
 /** The part's decoded octets as characters, and the way back to the message. */
 interface Decoded {
@@ -28,6 +32,7 @@ interface Decoded {
 /** The plan for one leaf, or why there is none. */
 export function planPart(raw: Buffer, leaf: MimeLeaf, wishes: PartWishes): PlannedPart | Untouched {
   if (!isAsciiSuperset(leaf.charset)) return 'charset';
+  if (leaf.range.end - leaf.range.start > MAX_TEXT_OCTETS) return 'too-large';
   const decoded = decode(raw, leaf);
   if (typeof decoded === 'string') return decoded;
   const { text } = decoded;
@@ -36,7 +41,7 @@ export function planPart(raw: Buffer, leaf: MimeLeaf, wishes: PartWishes): Plann
   if (/^-----BEGIN PGP /m.test(text)) return 'pgp';
   const html = leaf.type === 'text/html';
   const found = html ? findInHtml(text) : { links: findInText(text), pixelAt: -1 };
-  if (found.links.length > MAX_LINKS) return 'too-many-links';
+  if (found.links.length > wishes.linksLeft) return 'too-many-links';
   const edits: PlannedEdit[] = [];
   for (const link of found.links) {
     const edit = linkEdit(raw, leaf, decoded, link, html, wishes.ownHost);

@@ -1,7 +1,7 @@
 // From submitted to rendered bytes. The two promises: who may not be tracked gets what was submitted,
 // byte for byte; and where something is edited, taking the edits back gives what was submitted.
 import { decodeHTMLAttribute } from 'entities';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { SAXParser } from 'parse5-sax-parser';
 import t from 'tap';
 import { openReturnPath, openToken, render } from '../../daemon/compose/index.ts';
@@ -173,6 +173,7 @@ t.test('signed, encrypted, attached, unreadable: untouched and counted', async (
     ['two types', 'Content-Type: text/html\nContent-Type: text/plain\n', LINK, ['ambiguous-header']],
     ['odd encoding', 'Content-Type: text/html\nContent-Transfer-Encoding: x-uuencode\n', LINK, ['unknown-encoding']],
     ['too many links', 'Content-Type: text/html\n', LINK.repeat(1_001), ['too-many-links']],
+    ['too large', 'Content-Type: text/html\n', LINK + 'x'.repeat(5_000_000), ['too-large']],
     ['deep', '', '', ['too-deep']],
   ];
   for (const [name, head, text, why] of table) {
@@ -186,6 +187,24 @@ t.test('signed, encrypted, attached, unreadable: untouched and counted', async (
   }
   const broken = letter('Content-Type: multipart/mixed; boundary="__proto__"; __proto__=x\n', `--__proto__\nContent-Type: text/html\n\n${LINK}`);
   t.match(copy(composed(broken), ring, ALL), { links: 1, pixel: true }, 'a missing closing boundary');
+});
+
+t.test('hostile text costs no more than its size', async (t) => {
+  const many = 1_000_000;
+  const stream = { ...STREAM, textLinks: true };
+  const texts = [
+    `<a href="${' '.repeat(many)}x">`, `<a ${'x='.repeat(many)}>`, '<!--[if '.repeat(many / 10), '<!--'.repeat(many / 4), '</'.repeat(many), '</body'.repeat(many / 6), `http://${'.'.repeat(many)}`,
+    '&'.repeat(many), '<a href="&'.repeat(many / 10), `${'x'.repeat(many)}<a href="https://x.example/">`, '='.repeat(many), '--\n'.repeat(many / 3),
+  ];
+  for (const text of texts) {
+    for (const type of ['html', 'plain']) {
+      const raw = letter(`Content-Type: text/${type}\n`, text);
+      const started = performance.now();
+      copy(composed(raw, { stream }), ring, ALL, { stream });
+      const tookMs = performance.now() - started;
+      t.ok(tookMs < 1_000, `${type} ${text.slice(0, 12)} took ${tookMs.toFixed(0)} ms`);
+    }
+  }
 });
 
 t.test('lines keep their limits', async (t) => {
@@ -250,6 +269,11 @@ t.test('real newsletters in three encodings', { skip: noCorpus }, async (t) => {
 /** Both sides of a comparison without the difference between `&amp;` and `&`. */
 const plain = (text: string): string => text.replaceAll('&amp;', '&');
 
+/** What parse5 gives for a start tag; its type does not say so. */
+interface StartTagPlace {
+  readonly attrs?: Readonly<Record<string, { readonly startOffset: number; readonly endOffset: number } | undefined>>;
+}
+
 /** Links of `a` and `area` as parse5 sees them. */
 function oracle(text: string): string[] {
   const found: string[] = [];
@@ -257,7 +281,7 @@ function oracle(text: string): string[] {
   parser.on('startTag', (tag) => {
     if (tag.tagName !== 'a' && tag.tagName !== 'area') return;
     const href = tag.attrs.find((a) => a.name === 'href');
-    const where = tag.sourceCodeLocation?.attrs?.['href'];
+    const where = (tag.sourceCodeLocation as StartTagPlace | null | undefined)?.attrs?.['href'];
     if (href === undefined || href.value === '' || where === undefined) return;
     if (tag.attrs.some((a) => a.name === 'data-no-track')) return;
     found.push(`${href.value}|${text.slice(where.startOffset, where.endOffset)}`);

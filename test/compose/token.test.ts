@@ -1,5 +1,5 @@
 // Tokens: what is sealed comes back whole, and anything else comes back as nothing at all.
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import t from 'tap';
 import { NOBODY, openReturnPath, openToken, sealReturnPath, sealToken, type Claim } from '../../daemon/compose/index.ts';
 import { newId } from '../../daemon/runtime/index.ts';

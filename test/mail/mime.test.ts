@@ -2,7 +2,7 @@
 // for parts is @zone-eu/mailsplit, which reads line by line where we jump from boundary to boundary.
 import assert from 'node:assert/strict';
 import { Splitter } from '@zone-eu/mailsplit';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import t from 'tap';
 import {
   decodeQp, encodeQpRun, fieldValue, indexHeader, indexMime, messageFacts, parseHeaderToken, parseMailboxes, type MimeIndex,
@@ -193,7 +193,7 @@ interface Read { readonly type: string; readonly body: string }
 function split(raw: Buffer): Promise<Read[]> {
   return new Promise((resolve, reject) => {
     const leaves = new Map<object, { type: string; body: string }>();
-    const splitter = new Splitter({ ignoreEmbedded: true });
+    const splitter: NodeJS.ReadWriteStream = new Splitter({ ignoreEmbedded: true });
     splitter.on('data', (data: { type: string; value?: Buffer; node?: object; multipart?: unknown; contentType?: unknown }) => {
       if (data.type === 'node' && !data.multipart) leaves.set(data, { type: String(data.contentType || 'text/plain'), body: '' });
       const leaf = data.type === 'body' && data.node !== undefined ? leaves.get(data.node) : undefined;
