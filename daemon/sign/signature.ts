@@ -41,7 +41,7 @@ export function coverHeader(header: string): Covered | undefined {
   let column = tag.length;
   let text = '';
   const list = (name: string): void => {
-    const separator = column === 3 ? '' : ':';
+    const separator = tag === ' h=' ? '' : ':';
     if (column + separator.length + name.length + 2 > COLUMNS) {
       tag += `${separator}\r\n `;
       column = 1;

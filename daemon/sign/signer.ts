@@ -80,7 +80,8 @@ async function signAll(rendered: Rendered, domain: SendingDomain, keys: readonly
   } as unknown as Signed; // the one place where a Signed is made
 }
 
-function oneSignature(key: SigningKey, unsigned: string, covered: Covered): Promise<string> {
+/** One finished DKIM-Signature field, CRLF included. */
+export function oneSignature(key: SigningKey, unsigned: string, covered: Covered): Promise<string> {
   const octets = signedOctets(unsigned, covered);
   const ed25519 = key.algorithm === 'ed25519-sha256';
   // RFC 8463 §3: Ed25519 signs the SHA-256 of the octets, not the octets.
