@@ -1,3 +1,4 @@
+export { callControl, serveControl, type ControlOptions, type Operation, type Operations, type Params } from './control.ts';
 export { openObserve, type ObserveOptions } from './observe.ts';
 export { show, table } from './show.ts';
 export { operationsOf, type Desk } from './operations.ts';

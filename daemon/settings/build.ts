@@ -1,0 +1,156 @@
+// From what the YAML says to the frozen snapshot: names in house style, units resolved, files absolute.
+// Nothing is checked here any more; whoever calls has no problem left.
+import { createHash } from 'node:crypto';
+import { getServers } from 'node:dns';
+import type { TreeFiles } from './files.ts';
+import type { ServerInput, ShapingInput, TenantInput } from './schema.ts';
+import type { Credential, LaneLimits, Listen, Policy, Server, Shaping, Stream, Tenant } from './settings.ts';
+
+const DAY_MS = 86_400_000;
+
+/** postern.yaml as the rooms read it. */
+export function buildServer(input: ServerInput, files: TreeFiles): Server {
+  const { limits, listeners, resolver } = input;
+  return deepFreeze({
+    hostname: input.hostname,
+    dataDir: files.resolve(input.data_dir),
+    masterKeyFile: files.resolve(input.master_key_file),
+    sandbox: input.sandbox,
+    tls: { certificateFile: files.resolve(input.tls.certificate_file), keyFile: files.resolve(input.tls.key_file) },
+    listeners: {
+      submissions: listeners.submissions,
+      submission: listeners.submission,
+      pages: listeners.pages,
+      pagesTls: listeners.pages_tls,
+      metrics: listeners.metrics,
+    },
+    limits: {
+      messageBytes: limits.message_size,
+      recipientsPerMessage: limits.recipients_per_message,
+      connections: limits.connections,
+      connectionsPerAddress: limits.connections_per_address,
+      dataTimeoutMs: limits.data_timeout,
+      idleTimeoutMs: limits.idle_timeout,
+      authFailures: limits.auth_failures,
+      diskReserveBytes: limits.disk_reserve,
+      keepEventsMs: limits.keep_events,
+    },
+    resolver: {
+      servers: resolver.servers.length > 0 ? resolver.servers : systemResolvers(),
+      timeoutMs: resolver.timeout,
+      trustAd: resolver.trust_ad,
+    },
+    log: input.log,
+  });
+}
+
+/** What the system asks; Node writes a port only where it is not 53. */
+function systemResolvers(): Listen[] {
+  const servers = getServers().map((text): Listen => {
+    const m = /^(?:\[([^\]]+)\]:(\d+)|([\d.]+):(\d+))$/.exec(text);
+    return m === null ? { host: text, port: 53 } : { host: m[1] ?? m[3] ?? '', port: Number(m[2] ?? m[4]) };
+  });
+  return servers.length > 0 ? servers : [{ host: '127.0.0.1', port: 53 }];
+}
+
+/** One tenant file as the rooms read it; `texts` holds the policy texts by file name. */
+export function buildTenant(id: string, input: TenantInput, files: TreeFiles, texts: ReadonlyMap<string, Buffer>): Tenant {
+  const credentials = input.credentials.map((one): Credential => Object.freeze({
+    username: one.username,
+    tenant: id,
+    secretHash: Buffer.from(one.secret.slice('sha256:'.length), 'hex'),
+    stream: one.stream,
+    from: Object.freeze(one.from),
+    rate: one.rate,
+  }));
+  const streams = input.streams.map((one): readonly [string, Stream] => [one.id, Object.freeze({
+    id: one.id,
+    purpose: one.purpose,
+    class: one.class,
+    consentRequired: one.consent === 'required',
+    retryForMs: one.retry_for ?? (one.class === 'marketing' ? 3 * DAY_MS : DAY_MS / 2),
+    legalBasis: one.legal_basis ?? 'consent',
+    textLinks: one.text_links,
+    bouncesTo: one.bounces_to,
+  })]);
+  return Object.freeze({
+    id,
+    contact: Object.freeze(input.contact),
+    policies: Object.freeze(input.policies.map((one) => buildPolicy(one, texts.get(one.text) ?? Buffer.alloc(0))).sort((a, b) => a.effectiveAt - b.effectiveAt)),
+    domains: deepFreeze(input.domains.map((one) => ({
+      name: one.name,
+      dkim: one.dkim.map((key) => ({ selector: key.selector, keyFile: files.resolve(key.key_file), canonicalization: key.canonicalization })),
+      returnPath: one.return_path,
+      pages: one.pages,
+    }))),
+    streams: new Map(streams),
+    credentials: Object.freeze(credentials),
+    softRefuse: input.soft_refuse,
+  });
+}
+
+function buildPolicy(input: TenantInput['policies'][number], text: Buffer): Policy {
+  return deepFreeze({
+    version: input.version,
+    hash: hashPolicy(text, input),
+    text: text.toString('utf8'),
+    effectiveAt: input.effective,
+    purposes: input.purposes,
+    tracking: input.tracking,
+  });
+}
+
+interface Permissions {
+  readonly purposes: readonly string[];
+  readonly tracking: { readonly opens: string; readonly clicks: string };
+}
+
+/** SHA-256 of a policy's octets and permissions, hex: the same text and permissions have the same hash for ever. */
+export function hashPolicy(text: Buffer, permissions: Permissions): string {
+  // Canonical: keys and purposes in one order, so that re-ordering a list is no new policy.
+  const canonical = JSON.stringify({
+    purposes: [...new Set(permissions.purposes)].sort(),
+    tracking: { clicks: permissions.tracking.clicks, opens: permissions.tracking.opens },
+  });
+  return createHash('sha256').update(text).update('\0').update(canonical).digest('hex');
+}
+
+/** shaping.yaml as the rooms read it; a provider's limits are complete, with what it leaves out taken from the defaults. */
+export function buildShaping(input: ShapingInput): Shaping {
+  const base = input.defaults;
+  const defaults: LaneLimits = {
+    connections: base.connections,
+    connectionRate: base.connection_rate,
+    messageRate: base.message_rate,
+    deliveriesPerConnection: base.deliveries_per_connection,
+    tls: base.tls,
+    idleMs: base.idle,
+  };
+  return deepFreeze({
+    defaults,
+    providers: input.providers.map((one) => ({
+      id: one.id,
+      match: one.match,
+      limits: {
+        connections: one.connections ?? defaults.connections,
+        // `unlimited` is undefined too, so it is the key that tells whether something was said.
+        connectionRate: 'connection_rate' in one ? one.connection_rate : defaults.connectionRate,
+        messageRate: 'message_rate' in one ? one.message_rate : defaults.messageRate,
+        deliveriesPerConnection: one.deliveries_per_connection ?? defaults.deliveriesPerConnection,
+        tls: one.tls ?? defaults.tls,
+        idleMs: one.idle ?? defaults.idleMs,
+      },
+    })),
+    routes: input.routes.map((one) => ({ domain: one.domain, via: one.via, tls: one.tls })),
+    retry: { firstMs: input.retry.first, maxMs: input.retry.max },
+    egress: input.egress,
+  });
+}
+
+function deepFreeze<T>(value: T): T {
+  if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
+    Object.freeze(value);
+    for (const inner of Object.values(value)) deepFreeze(inner);
+  }
+  return value;
+}

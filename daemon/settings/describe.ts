@@ -1,0 +1,156 @@
+// What can be configured, told from the schemas: JSON Schema for editors, the table of keys for
+// config/README.md, and the lines of `postern config show`. No secret is ever printed, hashed or not.
+import { z } from 'zod';
+import { writtenValues } from './load.ts';
+import { serverSchema, shapingSchema, tenantSchema } from './schema.ts';
+import type { Settings } from './settings.ts';
+
+/** A JSON Schema as far as we read it. */
+interface Described {
+  readonly type?: string;
+  readonly description?: string;
+  readonly default?: unknown;
+  readonly enum?: readonly unknown[];
+  readonly anyOf?: readonly Described[];
+  readonly properties?: Readonly<Record<string, Described>>;
+  readonly items?: Described;
+  readonly required?: readonly string[];
+  readonly pattern?: string;
+  readonly 'x-reload'?: string;
+  readonly 'x-reason'?: string;
+}
+
+const SCHEMAS = { 'postern.yaml': serverSchema, 'tenants/*.yaml': tenantSchema, 'shaping.yaml': shapingSchema } as const;
+type SchemaFile = keyof typeof SCHEMAS;
+
+/** One key as declared; `default` is undefined where there is none. */
+export interface DeclaredKey {
+  readonly file: string;
+  readonly key: string;
+  readonly type: string;
+  readonly required: boolean;
+  readonly default: unknown;
+  readonly reason: string;
+  readonly reload: string;
+  readonly says: string;
+}
+
+/** One key and its value in a snapshot. */
+export interface KeyValue {
+  readonly file: string;
+  readonly key: string;
+  readonly value: unknown;
+  readonly isDefault: boolean;
+}
+
+/** JSON Schema (draft 2020-12) of a file, for editors. */
+export function jsonSchema(file: SchemaFile): Readonly<Record<string, unknown>> {
+  return { title: `postern ${file}`, ...z.toJSONSchema(SCHEMAS[file], { io: 'input', target: 'draft-2020-12' }) };
+}
+
+const described = new Map<SchemaFile, Described>();
+function describedSchema(file: SchemaFile): Described {
+  const known = described.get(file) ?? (jsonSchema(file) as Described);
+  described.set(file, known);
+  return known;
+}
+
+/** Every key of every file with its default and what it means. */
+export function explainDefaults(): readonly DeclaredKey[] {
+  return (Object.keys(SCHEMAS) as SchemaFile[]).flatMap((file) => declaredKeys(file, describedSchema(file), ''));
+}
+
+function declaredKeys(file: string, schema: Described, prefix: string): DeclaredKey[] {
+  return Object.entries(schema.properties ?? {}).flatMap(([name, inner]) => {
+    const key = prefix === '' ? name : `${prefix}.${name}`;
+    const below = inner.properties === undefined ? declaredKeys(file, inner.items ?? {}, `${key}[]`) : declaredKeys(file, inner, key);
+    return [{
+      file,
+      key,
+      type: typeName(inner),
+      required: schema.required?.includes(name) ?? false,
+      default: inner.properties === undefined ? inner.default : undefined,
+      reason: inner['x-reason'] ?? '',
+      reload: inner['x-reload'] ?? '',
+      says: inner.description ?? '',
+    }, ...below];
+  });
+}
+
+function typeName(schema: Described): string {
+  if (schema.enum !== undefined) return schema.enum.map(String).join(', ');
+  if (schema.type === 'array') return schema.items?.properties === undefined ? 'list' : 'list of maps';
+  if (schema.type === 'object') return 'map';
+  if (schema.type === 'boolean') return 'true, false';
+  if (schema.type === 'integer') return 'number';
+  if (schema.pattern?.includes('KiB') === true) return 'size';
+  if (schema.pattern?.includes('ms|s|min') === true) return 'duration';
+  return schema.pattern?.includes('unlimited') === true ? 'rate' : 'text';
+}
+
+/**
+ * The keys of a snapshot: `defaults` as declared, `changed` what was written and differs from its
+ * default, `effective` everything in force. Secrets are shown as `(hidden)`.
+ */
+export function describeSettings(settings: Settings, mode: 'defaults' | 'changed' | 'effective'): readonly KeyValue[] {
+  if (mode === 'defaults') {
+    return explainDefaults().flatMap((one) => (one.default === undefined ? [] : [{ file: one.file, key: one.key, value: one.default, isDefault: true }]));
+  }
+  const all = [...writtenValues(settings)].flatMap(([file, value]) => keyValues(file, describedSchema(schemaFile(file)), value, ''));
+  return mode === 'effective' ? all : all.filter((one) => !one.isDefault);
+}
+
+const schemaFile = (file: string): SchemaFile => (file === 'postern.yaml' || file === 'shaping.yaml' ? file : 'tenants/*.yaml');
+
+function keyValues(file: string, schema: Described, value: unknown, key: string): KeyValue[] {
+  if (schema.properties !== undefined) {
+    const map = (value ?? {}) as Readonly<Record<string, unknown>>;
+    return Object.entries(schema.properties).flatMap(([name, inner]) => keyValues(file, inner, map[name], key === '' ? name : `${key}.${name}`));
+  }
+  if (schema.items?.properties !== undefined && Array.isArray(value) && value.length > 0) {
+    const items = schema.items;
+    return value.flatMap((item: unknown, i) => keyValues(file, items, item, `${key}[${i}]`));
+  }
+  const isDefault = value === undefined || JSON.stringify(value) === JSON.stringify(schema.default);
+  const effective = value ?? schema.default;
+  if (effective === undefined) return [];
+  return [{ file, key, value: /(?:^|\.)secret$/.test(key) ? '(hidden)' : effective, isDefault }];
+}
+
+/** `file key = value`, one key a line, defaults marked. */
+export function formatKeyValue(one: KeyValue): string {
+  return `${one.file} ${one.key} = ${JSON.stringify(one.value)}${one.isDefault ? ' (default)' : ''}`;
+}
+
+/** Keys of a file whose effective value differs between two trees. */
+export function changedKeys(file: string, before: unknown, after: unknown): string[] {
+  const schema = describedSchema(schemaFile(file));
+  const list = (value: unknown): Map<string, string> => new Map(keyValues(file, schema, value, '').map((one) => [one.key, JSON.stringify(one.value)]));
+  const [old, fresh] = [list(before), list(after)];
+  return [...new Set([...old.keys(), ...fresh.keys()])].filter((key) => old.get(key) !== fresh.get(key));
+}
+
+/** config/README.md: every key in a table. */
+export function keysAsMarkdown(): string {
+  const parts = [
+    '# Configuration',
+    '',
+    'Copy this folder to `/etc/postern`, change what is yours, run `postern check`. Paths are relative to',
+    'this folder; a key file written as `credential:NAME` is looked up among the systemd credentials of the',
+    'service. Quantities carry their unit: `3d`, `25MiB`, `600/min` (also `600/min burst 60`). Unknown keys are errors.',
+    '`postern.yaml` is read at start; the rest is reloaded when a file changes or on SIGHUP, whole or not at all.',
+    'The tables below and `schema/` are made from the declarations in `daemon/settings/schema.ts` by',
+    '`scripts/node scripts/generate.ts`.',
+  ];
+  const keys = explainDefaults();
+  for (const file of Object.keys(SCHEMAS)) {
+    parts.push('', `## ${file}`, '', '| Key | Type | Default | Change takes effect | Meaning |', '|---|---|---|---|---|');
+    for (const one of keys.filter((key) => key.file === file)) {
+      const preset = one.default === undefined ? (one.required ? 'must be given' : '') : `\`${JSON.stringify(one.default)}\``;
+      const reason = one.reason === '' ? '' : ` (${one.reason})`;
+      const cells = [`\`${one.key}\``, one.type, `${preset}${reason}`, one.reload === 'live' ? 'at once' : 'at restart', one.says];
+      parts.push(`| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`);
+    }
+  }
+  return `${parts.join('\n')}\n`;
+}

@@ -1,0 +1,171 @@
+// Every key of the configuration, declared once: type, default with its reason, unit, sentence, reload
+// class. Nothing else in the house names a key or a default. postern.yaml is read at start; tenants/
+// and shaping.yaml are reloaded live. Unknown keys are errors everywhere.
+import { z } from 'zod';
+import { CLICK_MODES, OPEN_MODES } from '../mail/index.ts';
+import * as v from './values.ts';
+import { declare } from './values.ts';
+
+const { needed, preset } = declare('restart');
+const live = declare('live');
+const TLS_MODES = ['opportunistic', 'required', 'off'] as const;
+
+const limits = z.strictObject({
+  message_size: preset(v.size, '25MiB', { says: 'Largest message taken.', reason: 'what the large mailbox providers take' }),
+  // RFC 5321 §4.5.3.1.8
+  recipients_per_message: preset(v.count(1, 100_000), 1_000, { says: 'Most recipients of one message.', reason: 'ten times what every server must take' }),
+  connections: preset(v.count(1, 100_000), 1_000, { says: 'Most open submission sessions.', reason: 'below the usual limit of 1024 open files with room for deliveries' }),
+  connections_per_address: preset(v.count(1, 100_000), 50, { says: 'Most open submission sessions from one IP address.', reason: 'a busy application pools fewer' }),
+  // RFC 5321 §4.5.3.2.5
+  data_timeout: preset(v.duration, '10min', { says: 'Longest whole DATA phase of one message.', reason: '25 MiB at 45 KiB/s' }),
+  // RFC 5321 §4.5.3.2.7
+  idle_timeout: preset(v.duration, '5min', { says: 'Longest silence of a client between commands.', reason: 'the least the standard asks of a server' }),
+  auth_failures: preset(v.count(1, 1_000), 10, { says: 'Failed logins an address or an account may make in ten minutes before it is refused unheard.', reason: 'a person mistypes thrice, a program with an old secret is noticed' }),
+  disk_reserve: preset(v.size, '1GiB', { says: 'Room kept free on the data disk; below it new mail is refused with 452 while deliveries and withdrawals go on.', reason: 'withdrawals must always be recordable' }),
+  keep_events: preset(v.duration, '30d', { says: 'How long the event journal is kept.', reason: 'long enough to answer a complaint, short enough for data minimisation' }),
+});
+
+/** `postern.yaml`. */
+export const serverSchema = z.strictObject({
+  hostname: needed(v.hostname, { says: 'What we call ourselves in EHLO, the greeting and Received; the reverse DNS of our addresses should say the same.' }),
+  data_dir: preset(v.file, '/var/lib/postern', { says: 'Where queue, ledger, keys and journal lie.', reason: 'the state directory of the systemd unit' }),
+  master_key_file: preset(v.file, 'master.key', { says: '64 hex digits that wrap every key; outside data_dir, or `credential:NAME` for a systemd credential.', reason: 'beside this file, until it is moved to a credential' }),
+  sandbox: preset(v.yes, false, { says: 'true: nothing but the routes of shaping.yaml is ever connected to.', reason: 'an MTA delivers' }),
+  tls: needed(z.strictObject({
+    certificate_file: needed(v.file, { says: 'Certificate chain in PEM, or `credential:NAME`.' }),
+    key_file: needed(v.file, { says: 'Its private key in PEM, or `credential:NAME`; not readable by others.' }),
+  }), { says: 'The certificate of the listeners.' }),
+  listeners: preset(z.strictObject({
+    // RFC 8314 §3.3
+    submissions: preset(z.array(v.listen), ['[::]:465'], { says: 'Submission under TLS from the first octet; `[]` closes it.', reason: 'the registered port' }),
+    // RFC 6409 §3.1
+    submission: preset(z.array(v.listen), ['[::]:587'], { says: 'Submission with STARTTLS; `[]` closes it.', reason: 'the registered port' }),
+    pages: preset(z.array(v.listen), ['127.0.0.1:8080'], { says: "Recipients' pages: clicks, opens, unsubscribe, preferences.", reason: 'for a proxy on this machine' }),
+    pages_tls: preset(v.yes, false, { says: 'Whether the pages speak TLS themselves, with the certificate above.', reason: 'a proxy in front usually does' }),
+    metrics: preset(z.array(v.listen), ['127.0.0.1:9465'], { says: 'Prometheus metrics; `[]` closes it.', reason: 'never open to the world by default' }),
+  }), {}, { says: 'Where we listen.' }),
+  limits: preset(limits, {}, { says: 'What a submission may cost us.' }),
+  resolver: preset(z.strictObject({
+    servers: preset(z.array(v.listen), [], { says: 'DNS servers to ask; `[]` takes those of the system.', reason: 'what the machine already uses' }),
+    timeout: preset(v.duration, '5s', { says: 'How long one question to one server may take.', reason: 'the usual time-out of a stub resolver' }),
+    trust_ad: preset(v.yes, false, { says: 'Believe the AD bit: only with a validating resolver reached over a path nobody can forge, such as loopback. DANE needs it.', reason: 'a forged bit would break DANE silently' }),
+  }), {}, { says: 'How names are looked up.' }),
+  log: preset(z.strictObject({
+    level: preset(z.enum(['debug', 'info', 'warn', 'error']), 'info', { says: 'Least severe line written.', reason: 'start, stop, reload and trouble' }),
+  }), {}, { says: 'The operational log on standard output.' }),
+});
+
+const contact = z.strictObject({
+  name: live.needed(v.words, { says: 'Who sends: the controller, as shown to recipients.' }),
+  email: live.needed(v.email, { says: 'Where a recipient reaches the sender about their data.' }),
+  postal: live.preset(v.line, '', { says: 'Postal address, shown on the pages.', reason: 'not every law asks for one' }),
+  url: live.preset(v.url, '', { says: 'Web page of the sender.', reason: 'may not exist' }),
+});
+
+const policy = z.strictObject({
+  version: live.needed(v.version, { says: 'Name of this version; consent records point to it, so it never changes meaning.' }),
+  effective: live.needed(v.day, { says: 'From when it holds: a day in UTC, or a time such as 2026-01-15T12:00Z.' }),
+  text: live.needed(v.file, { says: 'The published text: a file inside this folder.' }),
+  purposes: live.needed(z.array(v.id).min(1), { says: 'What mail may be sent for under this version.' }),
+  tracking: live.preset(z.strictObject({
+    opens: live.preset(z.enum(OPEN_MODES), 'none', { says: 'The most that may be learned of opens.', reason: 'nothing is measured that the text does not announce' }),
+    clicks: live.preset(z.enum(CLICK_MODES), 'none', { says: 'The most that may be learned of clicks.', reason: 'nothing is measured that the text does not announce' }),
+  }), {}, { says: "Ceiling of tracking; a person's own choice can only lower it." }),
+});
+
+const domain = z.strictObject({
+  name: live.needed(v.hostname, { says: 'Domain in the From of messages.' }),
+  dkim: live.needed(z.array(z.strictObject({
+    selector: live.needed(v.selector, { says: 'Selector of the public key in DNS.' }),
+    key_file: live.needed(v.file, { says: 'Private key in PEM (RSA or Ed25519), or `credential:NAME`; not readable by others.' }),
+    canonicalization: live.preset(z.enum(['relaxed/simple', 'relaxed/relaxed']), 'relaxed/simple', { says: 'How header and body are canonicalized.', reason: 'simple body costs less, and no hop may change a body anyway' }),
+  })).min(1), { says: 'Signatures put on every message; at least one, for nothing is sent unsigned.' }),
+  return_path: live.needed(v.hostname, { says: 'Domain of the reverse-path, whose MX is this server: bounces come back here.' }),
+  pages: live.needed(v.origin, { says: "Base of recipients' links; https, or http in a sandbox." }),
+});
+
+const stream = z.strictObject({
+  id: live.needed(v.id, { says: 'Name of the stream.' }),
+  purpose: live.needed(v.id, { says: 'The one purpose its messages serve; a purpose of the policies above.' }),
+  class: live.needed(z.enum(['marketing', 'transactional']), { says: 'marketing gets one-click unsubscribe and waits behind transactional.' }),
+  consent: live.preset(z.enum(['required', 'not-needed']), 'required', { says: 'Whether a recipient must have consented; not-needed asks for legal_basis.', reason: 'nobody is mailed by oversight' }),
+  retry_for: live.choice(v.duration, { says: 'How long delivery is tried. Left out: 3d for marketing, because a receiver may be down over a weekend; 12h for transactional, because by then the sender must learn of it and use another way.' }),
+  legal_basis: live.choice(v.words, { says: 'Recorded beside each message: consent, contract, legal-obligation ... Left out: consent.' }),
+  text_links: live.preset(v.yes, false, { says: 'Rewrite links in plain-text parts too.', reason: 'readers see those links as they are' }),
+  bounces_to: live.preset(z.union([z.literal(''), v.email]), '', { says: "Where failure notices go; '' means the envelope sender.", reason: 'RFC 5321 §6.1' }),
+});
+
+const credential = z.strictObject({
+  username: live.needed(v.username, { says: 'Unique over all tenants.' }),
+  secret: live.needed(v.secret, { says: 'SHA-256 of a secret of at least 128 random bits; `postern credential add` makes one.' }),
+  stream: live.needed(v.id, { says: 'The one stream it may send on.' }),
+  from: live.needed(z.array(v.sender).min(1), { says: 'Senders allowed in MAIL FROM and From: a whole domain or an address, inside the sending domains.' }),
+  rate: live.preset(v.rate, 'unlimited', { says: 'Most recipients it may submit, such as 600/min or 600/min burst 60.', reason: 'throttles towards receivers hold anyway' }),
+});
+
+/** `tenants/<id>.yaml`. */
+export const tenantSchema = z.strictObject({
+  contact: live.needed(contact, { says: 'The sender, as recipients see them.' }),
+  soft_refuse: live.preset(v.yes, false, { says: '5xx that we originate become 4xx while a policy is tried out; each use is logged.', reason: 'a refusal should reach the application' }),
+  policies: live.needed(z.array(policy).min(1), { says: 'Versions of the privacy policy.' }),
+  domains: live.needed(z.array(domain).min(1), { says: 'Domains the tenant sends from.' }),
+  streams: live.needed(z.array(stream).min(1), { says: 'Kinds of mail, one purpose each.' }),
+  credentials: live.preset(z.array(credential), [], { says: 'Logins of the applications.', reason: 'none until one is added' }),
+});
+
+const laneKeys = {
+  connections: { says: 'Most open connections to one site.', reason: "KumoMTA's default; no large receiver minds" },
+  connection_rate: { says: 'Most new connections to one site.', reason: "KumoMTA's default" },
+  message_rate: { says: 'Most messages to one site.', reason: "KumoMTA's default" },
+  deliveries_per_connection: { says: 'Most messages over one connection.', reason: "KumoMTA's default" },
+  tls: { says: 'opportunistic: TLS where offered; required: mail waits rather than go in clear; off: never.', reason: 'RFC 7435: some protection most of the time' },
+  idle: { says: 'How long an unused connection is kept.', reason: "KumoMTA's default, below the 5 min a server waits" },
+} as const;
+const connections = v.count(1, 10_000);
+const deliveries = v.count(1, 100_000);
+
+const defaults = z.strictObject({
+  connections: live.preset(connections, 10, laneKeys.connections),
+  connection_rate: live.preset(v.rate, '100/min', laneKeys.connection_rate),
+  message_rate: live.preset(v.rate, '100/s', laneKeys.message_rate),
+  deliveries_per_connection: live.preset(deliveries, 100, laneKeys.deliveries_per_connection),
+  tls: live.preset(z.enum(TLS_MODES), 'opportunistic', laneKeys.tls),
+  idle: live.preset(v.duration, '60s', laneKeys.idle),
+});
+
+const inherited = (key: keyof typeof laneKeys): { says: string } => ({ says: `${laneKeys[key].says} Left out: as in defaults.` });
+
+const provider = z.strictObject({
+  id: live.needed(v.id, { says: 'Name of the provider, a label in metrics.' }),
+  match: live.needed(z.array(v.hostMatch).min(1), { says: 'Suffixes with a leading dot, or whole host names; every MX host of a domain must match one.' }),
+  connections: live.choice(connections, inherited('connections')),
+  connection_rate: live.choice(v.rate, inherited('connection_rate')),
+  message_rate: live.choice(v.rate, inherited('message_rate')),
+  deliveries_per_connection: live.choice(deliveries, inherited('deliveries_per_connection')),
+  tls: live.choice(z.enum(TLS_MODES), inherited('tls')),
+  idle: live.choice(v.duration, inherited('idle')),
+});
+
+/** `shaping.yaml`; the file may be missing. */
+export const shapingSchema = z.strictObject({
+  defaults: live.preset(defaults, {}, { says: 'Limits of a site that no provider matches.' }),
+  providers: live.preset(z.array(provider), [], { says: 'Mailbox providers and what they bear; the first match wins.', reason: 'the defaults suit small receivers' }),
+  routes: live.preset(z.array(z.strictObject({
+    domain: live.needed(v.routeDomain, { says: 'example.com, *.example.com (its subdomains) or * (every domain).' }),
+    via: live.needed(z.array(v.listen).min(1), { says: 'Hosts to use instead of the MX, in order. Only a route may lead to loopback or a private address.' }),
+    tls: live.preset(z.enum(TLS_MODES), 'opportunistic', laneKeys.tls),
+  })), [], { says: 'Domains that do not go to their MX; the first match wins.', reason: 'mail goes to the MX' }),
+  retry: live.preset(z.strictObject({
+    first: live.preset(v.duration, '5min', { says: 'Wait after the first deferral; it doubles each time.', reason: 'greylisting commonly lifts after five minutes' }),
+    max: live.preset(v.duration, '4h', { says: 'Longest wait between two attempts.', reason: 'a recovered receiver is met within half a working day' }),
+  }), {}, { says: 'When a deferred recipient is tried again.' }),
+  egress: live.preset(z.array(z.strictObject({
+    id: live.needed(v.id, { says: 'Name of the source, a label in metrics.' }),
+    address: live.needed(v.address, { says: 'Local IP address to send from.' }),
+    helo: live.needed(v.hostname, { says: 'EHLO name, equal to the reverse DNS of the address.' }),
+  })), [], { says: "Addresses to send from; `[]` leaves the choice to the system and says hostname.", reason: 'one address needs no list' }),
+});
+
+export type ServerInput = z.output<typeof serverSchema>;
+export type TenantInput = z.output<typeof tenantSchema>;
+export type ShapingInput = z.output<typeof shapingSchema>;
