@@ -1,4 +1,6 @@
-// What we use of dns-packet 5.6.1, which comes without types of its own.
+// What we use of dns-packet 5.6.1, which comes without types of its own. Record data is `unknown` on
+// purpose: it was written by a stranger, and answer.ts looks at it before anybody else does.
+// RFC 1035 §4.1.
 declare module 'dns-packet' {
   export interface Question {
     readonly name: string;

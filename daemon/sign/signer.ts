@@ -1,7 +1,8 @@
 // Signs one recipient's final bytes with every key of the sending domain. Callers may rely on: what comes
 // back is signed by all of them or nothing comes back at all (E_KEY_UNREADABLE, E_SIGN); the body is
 // hashed once a form and never copied; keys are parsed once a file. Signatures are made on libuv's pool:
-// RSA costs 0.3 ms there and next to nothing here, Ed25519 0.013 ms of the main thread instead of 0.038. RFC 6376, RFC 8301, RFC 8463.
+// RSA costs 0.3 ms there and next to nothing here, Ed25519 0.013 ms of the main thread instead of 0.038.
+// RFC 6376, RFC 8301, RFC 8463.
 import { createHash, sign as signWith } from 'node:crypto';
 import { MailError, type Rendered, type Signed } from '../mail/index.ts';
 import type { Clock } from '../runtime/index.ts';
