@@ -133,7 +133,7 @@ export function buildShaping(input: ShapingInput): Shaping {
       match: one.match,
       limits: {
         connections: one.connections ?? defaults.connections,
-        // `unlimited` is undefined too, so it is the key that tells whether something was said.
+        // `unset` is undefined too, so it is the key that tells whether something was said.
         connectionRate: 'connection_rate' in one ? one.connection_rate : defaults.connectionRate,
         messageRate: 'message_rate' in one ? one.message_rate : defaults.messageRate,
         deliveriesPerConnection: one.deliveries_per_connection ?? defaults.deliveriesPerConnection,

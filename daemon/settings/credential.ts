@@ -17,7 +17,7 @@ export interface NewCredential {
   readonly username: string;
   readonly stream: string;
   readonly from: readonly string[];
-  /** As in YAML, `600/min`; unlimited if left out. */
+  /** As in YAML, `600/min`; no limit if left out. */
   readonly rate?: string | undefined;
 }
 

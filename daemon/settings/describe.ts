@@ -37,10 +37,12 @@ export interface DeclaredKey {
 
 /** One key and its value in a snapshot. */
 export interface KeyValue {
-  readonly file: string;
+  /** `postern.yaml limits.message_size`: file and path. */
   readonly key: string;
   readonly value: unknown;
   readonly isDefault: boolean;
+  /** What the key means. */
+  readonly doc: string;
 }
 
 /** JSON Schema (draft 2020-12) of a file, for editors. */
@@ -84,19 +86,19 @@ function typeName(schema: Described): string {
   if (schema.type === 'boolean') return 'true, false';
   if (schema.type === 'integer') return 'number';
   if (schema.pattern?.includes('KiB') === true) return 'size';
-  if (schema.pattern?.includes('ms|s|min') === true) return 'duration';
-  return schema.pattern?.includes('unlimited') === true ? 'rate' : 'text';
+  if (schema.pattern?.includes('ms|s|m|min') === true) return 'duration';
+  return schema.pattern?.includes('unset') === true ? 'rate' : 'text';
 }
 
 /**
  * The keys of a snapshot: `defaults` as declared, `changed` what was written and differs from its
- * default, `effective` everything in force. Secrets are shown as `(hidden)`.
+ * default, `effective` everything in force. Secrets are shown as `(hidden)`. Only `defaults` needs no snapshot.
  */
-export function describeSettings(settings: Settings, mode: 'defaults' | 'changed' | 'effective'): readonly KeyValue[] {
+export function describeSettings(settings: Settings | undefined, mode: 'defaults' | 'changed' | 'effective'): readonly KeyValue[] {
   if (mode === 'defaults') {
-    return explainDefaults().flatMap((one) => (one.default === undefined ? [] : [{ file: one.file, key: one.key, value: one.default, isDefault: true }]));
+    return explainDefaults().flatMap((one) => (one.default === undefined ? [] : [{ key: `${one.file} ${one.key}`, value: one.default, isDefault: true, doc: one.says }]));
   }
-  const all = [...writtenValues(settings)].flatMap(([file, value]) => keyValues(file, describedSchema(schemaFile(file)), value, ''));
+  const all = settings === undefined ? [] : [...writtenValues(settings)].flatMap(([file, value]) => keyValues(file, describedSchema(schemaFile(file)), value, ''));
   return mode === 'effective' ? all : all.filter((one) => !one.isDefault);
 }
 
@@ -114,18 +116,13 @@ function keyValues(file: string, schema: Described, value: unknown, key: string)
   const isDefault = value === undefined || JSON.stringify(value) === JSON.stringify(schema.default);
   const effective = value ?? schema.default;
   if (effective === undefined) return [];
-  return [{ file, key, value: /(?:^|\.)secret$/.test(key) ? '(hidden)' : effective, isDefault }];
-}
-
-/** `file key = value`, one key a line, defaults marked. */
-export function formatKeyValue(one: KeyValue): string {
-  return `${one.file} ${one.key} = ${JSON.stringify(one.value)}${one.isDefault ? ' (default)' : ''}`;
+  return [{ key: `${file} ${key}`, value: /(?:^|\.)secret$/.test(key) ? '(hidden)' : effective, isDefault, doc: schema.description ?? '' }];
 }
 
 /** Keys of a file whose effective value differs between two trees. */
 export function changedKeys(file: string, before: unknown, after: unknown): string[] {
   const schema = describedSchema(schemaFile(file));
-  const list = (value: unknown): Map<string, string> => new Map(keyValues(file, schema, value, '').map((one) => [one.key, JSON.stringify(one.value)]));
+  const list = (value: unknown): Map<string, string> => new Map(keyValues(file, schema, value, '').map((one) => [one.key.slice(file.length + 1), JSON.stringify(one.value)]));
   const [old, fresh] = [list(before), list(after)];
   return [...new Set([...old.keys(), ...fresh.keys()])].filter((key) => old.get(key) !== fresh.get(key));
 }

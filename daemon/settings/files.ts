@@ -2,18 +2,20 @@
 // resolving what keys name, and looking at the modes of private keys. Remembers which folders were
 // looked into, so that the watcher can watch them, and hashes what was read.
 import { createHash } from 'node:crypto';
-import { readFileSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
 
 /** One reading of a tree. */
 export class TreeFiles {
   readonly root: string;
   readonly folders = new Set<string>();
+  /** Credentials that could not be looked at, because this is not the service. */
+  readonly unseen = new Set<string>();
   readonly #overlay: ReadonlyMap<string, Buffer>;
-  readonly #credentialsDir: string | undefined;
+  readonly #credentialsDir: string;
   readonly #hash = createHash('sha256');
 
-  constructor(root: string, credentialsDir: string | undefined, overlay: ReadonlyMap<string, Buffer>) {
+  constructor(root: string, credentialsDir: string, overlay: ReadonlyMap<string, Buffer>) {
     this.root = resolve(root);
     this.#credentialsDir = credentialsDir;
     this.#overlay = overlay;
@@ -44,7 +46,7 @@ export class TreeFiles {
 
   /** Absolute name of what a key says: `credential:NAME`, an absolute name, or one relative to the root. */
   resolve(name: string): string {
-    if (name.startsWith('credential:')) return join(this.#credentialsDir ?? '/nonexistent', name.slice('credential:'.length));
+    if (name.startsWith('credential:')) return join(this.#credentialsDir, name.slice('credential:'.length));
     return resolve(this.root, name);
   }
 
@@ -58,7 +60,11 @@ export class TreeFiles {
   faultOfKeyFile(name: string, isPrivate: boolean): string {
     if (name.startsWith('credential:')) {
       if (!/^credential:[A-Za-z0-9._-]{1,255}$/.test(name) || /^credential:\.+$/.test(name)) return 'expected the name of a credential after credential:';
-      if (this.#credentialsDir === undefined) return 'systemd passes no credentials here ($CREDENTIALS_DIRECTORY is not set)';
+      // Outside the service its credentials cannot be seen: that says nothing against the tree.
+      if (!existsSync(this.#credentialsDir)) {
+        this.unseen.add(name);
+        return '';
+      }
     }
     const path = this.resolve(name);
     if (this.inside(name)) this.folders.add(dirname(path));

@@ -11,6 +11,9 @@ import { applySchema, readSource, type Source } from './source.ts';
 import { isOperatorId } from './values.ts';
 import type { z } from 'zod';
 
+// Where systemd mounts what systemd/postern.service loads; root sees it while the service runs.
+const SERVICE_CREDENTIALS = '/run/credentials/postern.service';
+
 /** What loading a tree came to; `hash` and `folders` are known even when it failed. */
 export type Loaded = { readonly hash: string; readonly folders: readonly string[]; readonly warnings: readonly Problem[] } & (
   | { readonly ok: true; readonly settings: Settings }
@@ -18,7 +21,7 @@ export type Loaded = { readonly hash: string; readonly folders: readonly string[
 );
 
 export interface LoadOptions {
-  /** Where `credential:NAME` is looked up; $CREDENTIALS_DIRECTORY if left out. */
+  /** Where `credential:NAME` is looked up; $CREDENTIALS_DIRECTORY if left out, else that of the running service. */
   readonly credentialsDir?: string | undefined;
   /** Files as they would be, by name relative to the root. */
   readonly overlay?: ReadonlyMap<string, Buffer>;
@@ -44,7 +47,7 @@ interface Read<T> {
 
 /** Reads and checks the tree at `root`. Never throws for what stands in the files. */
 export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
-  const files = new TreeFiles(root, options.credentialsDir ?? process.env['CREDENTIALS_DIRECTORY'], options.overlay ?? new Map());
+  const files = new TreeFiles(root, options.credentialsDir ?? process.env['CREDENTIALS_DIRECTORY'] ?? SERVICE_CREDENTIALS, options.overlay ?? new Map());
   const problems: Problem[] = [];
   const warnings: Problem[] = [];
   const values = new Map<string, unknown>();
@@ -80,6 +83,10 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
   problems.push(...checkTenants(tenants, server?.value?.sandbox ?? false, files, texts));
   if (server?.value?.sandbox === true && shaping?.value?.routes.length === 0) {
     warnings.push(server.source.problem(['sandbox'], 'a sandbox without a route delivers nothing', 'key'));
+  }
+
+  for (const name of files.unseen) {
+    warnings.push({ file: 'postern.yaml', line: 1, column: 1, path: '', message: `${name} is not checked: credentials are seen by the service only` });
   }
 
   const known = { hash: files.hash(), folders: Object.freeze([...files.folders]), warnings: sortProblems(warnings) };

@@ -17,7 +17,7 @@ const SETTLE_MS = 200;
 
 /** What a reload came to. `needRestart` names changed keys that were not applied. */
 export type Reloaded =
-  | { readonly ok: true; readonly settings: Settings; readonly changed: boolean; readonly needRestart: readonly string[]; readonly warnings: readonly Problem[] }
+  | { readonly ok: true; readonly hash: string; readonly changed: boolean; readonly needRestart: readonly string[]; readonly warnings: readonly Problem[] }
   | { readonly ok: false; readonly problems: readonly Problem[] };
 
 export interface OpenOptions {
@@ -31,7 +31,7 @@ export interface OpenOptions {
 }
 
 /** The settings in force and the way to renew them. */
-export interface Live {
+export interface LiveSettings {
   /** The snapshot of this moment; ask anew for each message. */
   current(): Settings;
   /** Reads the tree again (SIGHUP). A broken tree is a value, not an error. */
@@ -42,16 +42,16 @@ export interface Live {
 }
 
 /** Opens the tree at `root`. @throws MailError E_CONFIG with every problem in its message */
-export function openSettings(root: string, options: OpenOptions): Live {
+export function openSettings(root: string, options: OpenOptions): LiveSettings {
   const first = loadSettings(root, options.load);
   if (!first.ok) {
     throw new MailError('E_CONFIG', `${first.problems.length} problem${first.problems.length === 1 ? '' : 's'} in ${resolve(root)}:\n${first.problems.map(formatProblem).join('\n')}`);
   }
   for (const warning of first.warnings) options.log.warn({}, formatProblem(warning));
-  return new LiveSettings(root, options, first);
+  return new LiveTree(root, options, first);
 }
 
-class LiveSettings implements Live {
+class LiveTree implements LiveSettings {
   readonly #root: string;
   readonly #options: OpenOptions;
   #current: Settings;
@@ -108,7 +108,7 @@ class LiveSettings implements Live {
     for (const warning of loaded.warnings) log.warn({}, formatProblem(warning));
     const settings = withServerOf(loaded.settings, old);
     this.#current = settings;
-    const result = { ok: true, settings, changed: settings.hash !== old.hash, needRestart, warnings: loaded.warnings } as const;
+    const result = { ok: true, hash: settings.hash, changed: settings.hash !== old.hash, needRestart, warnings: loaded.warnings } as const;
     onReload?.(settings, result);
     return result;
   }

@@ -17,9 +17,9 @@ const limits = z.strictObject({
   connections: preset(v.count(1, 100_000), 1_000, { says: 'Most open submission sessions.', reason: 'below the usual limit of 1024 open files with room for deliveries' }),
   connections_per_address: preset(v.count(1, 100_000), 50, { says: 'Most open submission sessions from one IP address.', reason: 'a busy application pools fewer' }),
   // RFC 5321 §4.5.3.2.5
-  data_timeout: preset(v.duration, '10min', { says: 'Longest whole DATA phase of one message.', reason: '25 MiB at 45 KiB/s' }),
+  data_timeout: preset(v.duration, '10m', { says: 'Longest whole DATA phase of one message.', reason: '25 MiB at 45 KiB/s' }),
   // RFC 5321 §4.5.3.2.7
-  idle_timeout: preset(v.duration, '5min', { says: 'Longest silence of a client between commands.', reason: 'the least the standard asks of a server' }),
+  idle_timeout: preset(v.duration, '5m', { says: 'Longest silence of a client between commands.', reason: 'the least the standard asks of a server' }),
   auth_failures: preset(v.count(1, 1_000), 10, { says: 'Failed logins an address or an account may make in ten minutes before it is refused unheard.', reason: 'a person mistypes thrice, a program with an old secret is noticed' }),
   disk_reserve: preset(v.size, '1GiB', { says: 'Room kept free on the data disk; below it new mail is refused with 452 while deliveries and withdrawals go on.', reason: 'withdrawals must always be recordable' }),
   keep_events: preset(v.duration, '30d', { says: 'How long the event journal is kept.', reason: 'long enough to answer a complaint, short enough for data minimisation' }),
@@ -42,7 +42,7 @@ export const serverSchema = z.strictObject({
     submission: preset(z.array(v.listen), ['[::]:587'], { says: 'Submission with STARTTLS; `[]` closes it.', reason: 'the registered port' }),
     pages: preset(z.array(v.listen), ['127.0.0.1:8080'], { says: "Recipients' pages: clicks, opens, unsubscribe, preferences.", reason: 'for a proxy on this machine' }),
     pages_tls: preset(v.yes, false, { says: 'Whether the pages speak TLS themselves, with the certificate above.', reason: 'a proxy in front usually does' }),
-    metrics: preset(z.array(v.listen), ['127.0.0.1:9465'], { says: 'Prometheus metrics; `[]` closes it.', reason: 'never open to the world by default' }),
+    metrics: preset(z.array(v.listen), ['127.0.0.1:9464'], { says: 'Prometheus metrics; `[]` closes it.', reason: 'never open to the world by default' }),
   }), {}, { says: 'Where we listen.' }),
   limits: preset(limits, {}, { says: 'What a submission may cost us.' }),
   resolver: preset(z.strictObject({
@@ -100,7 +100,7 @@ const credential = z.strictObject({
   secret: live.needed(v.secret, { says: 'SHA-256 of a secret of at least 128 random bits; `postern credential add` makes one.' }),
   stream: live.needed(v.id, { says: 'The one stream it may send on.' }),
   from: live.needed(z.array(v.sender).min(1), { says: 'Senders allowed in MAIL FROM and From: a whole domain or an address, inside the sending domains.' }),
-  rate: live.preset(v.rate, 'unlimited', { says: 'Most recipients it may submit, such as 600/min or 600/min burst 60.', reason: 'throttles towards receivers hold anyway' }),
+  rate: live.preset(v.rate, 'unset', { says: 'Most recipients it may submit, such as 600/min or 600/min burst 60.', reason: 'throttles towards receivers hold anyway' }),
 });
 
 /** `tenants/<id>.yaml`. */
@@ -156,7 +156,7 @@ export const shapingSchema = z.strictObject({
     tls: live.preset(z.enum(TLS_MODES), 'opportunistic', laneKeys.tls),
   })), [], { says: 'Domains that do not go to their MX; the first match wins.', reason: 'mail goes to the MX' }),
   retry: live.preset(z.strictObject({
-    first: live.preset(v.duration, '5min', { says: 'Wait after the first deferral; it doubles each time.', reason: 'greylisting commonly lifts after five minutes' }),
+    first: live.preset(v.duration, '5m', { says: 'Wait after the first deferral; it doubles each time.', reason: 'greylisting commonly lifts after five minutes' }),
     max: live.preset(v.duration, '4h', { says: 'Longest wait between two attempts.', reason: 'a recovered receiver is met within half a working day' }),
   }), {}, { says: 'When a deferred recipient is tried again.' }),
   egress: live.preset(z.array(z.strictObject({

@@ -3,12 +3,12 @@
 // caller says where the unit is missing.
 import type { Rate } from './settings.ts';
 
-const DURATIONS = [['ms', 1], ['s', 1_000], ['min', 60_000], ['h', 3_600_000], ['d', 86_400_000]] as const;
+const DURATIONS = [['ms', 1], ['s', 1_000], ['m', 60_000], ['min', 60_000], ['h', 3_600_000], ['d', 86_400_000]] as const;
 const SIZES = [['B', 1], ['KiB', 1_024], ['MiB', 1_048_576], ['GiB', 1_073_741_824], ['TiB', 1_099_511_627_776]] as const;
 
-export const DURATION_PATTERN = /^(?:0|[1-9]\d{0,8})(?:ms|s|min|h|d)$/;
+export const DURATION_PATTERN = /^(?:0|[1-9]\d{0,8})(?:ms|s|m|min|h|d)$/;
 export const SIZE_PATTERN = /^(?:0|[1-9]\d{0,8})(?:B|KiB|MiB|GiB|TiB)$/;
-export const RATE_PATTERN = /^(?:unlimited|[1-9]\d{0,8}\/(?:s|min|h|d)(?: burst [1-9]\d{0,8})?)$/;
+export const RATE_PATTERN = /^(?:unset|[1-9]\d{0,8}\/(?:s|min|h|d)(?: burst [1-9]\d{0,8})?)$/;
 
 type Unit = readonly [name: string, factor: number];
 
@@ -33,7 +33,7 @@ export const parseSize = (text: string): number | undefined => parseQuantity(tex
 export const formatSize = (bytes: number): string => formatQuantity(bytes, SIZES);
 
 /**
- * `600/min` or `600/min burst 60` as a Rate; undefined when it is neither. Without `burst`, a tenth of
+ * `600/min` or `600/min burst 60` as a Rate; undefined when it is neither (`unset` is no rate). Without `burst`, a tenth of
  * the count may come at once: enough for a batch of pipelined messages, too little to look like a flood.
  */
 export function parseRate(text: string): Rate | undefined {
@@ -44,8 +44,8 @@ export function parseRate(text: string): Rate | undefined {
   return Object.freeze({ count, perMs, burst: m[3] === undefined ? Math.max(1, Math.ceil(count / 10)) : Number(m[3]) });
 }
 
-/** A Rate as parseRate reads it; `unlimited` for none. */
+/** A Rate as parseRate reads it; `unset` for none. */
 export function formatRate(rate: Rate | undefined): string {
-  if (rate === undefined) return 'unlimited';
+  if (rate === undefined) return 'unset';
   return `${rate.count}/${formatDuration(rate.perMs).slice(1)} burst ${rate.burst}`;
 }

@@ -80,9 +80,9 @@ export const hostMatch = z.string().superRefine((value, ctx) => {
 export const yes = z.boolean();
 /** A whole number in [least, most]. */
 export const count = (least: number, most: number) => z.int().min(least).max(most);
-export const duration = text(DURATION_PATTERN, 'a duration with its unit (ms, s, min, h, d), such as 3d').transform((value) => parseDuration(value) ?? 0);
+export const duration = text(DURATION_PATTERN, 'a duration with its unit (ms, s, m, h, d), such as 3d').transform((value) => parseDuration(value) ?? 0);
 export const size = text(SIZE_PATTERN, 'a size with its unit (B, KiB, MiB, GiB, TiB), such as 25MiB').transform((value) => parseSize(value) ?? 0);
-export const rate = text(RATE_PATTERN, 'a rate with its unit (s, min, h, d), such as 600/min, or unlimited').transform((value) => parseRate(value));
+export const rate = text(RATE_PATTERN, 'a rate with its unit (s, min, h, d), such as 600/min, or unset').transform((value) => parseRate(value));
 export const day = text(/^\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d)?Z)?$/, 'a day such as 2026-01-15 (UTC)').transform((value, ctx) => {
   const at = Date.parse(value);
   // Date.parse rolls 31 February over into March; what is written is what is meant.
