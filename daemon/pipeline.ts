@@ -6,8 +6,8 @@
 import { compose, render } from './compose/index.ts';
 import type { Deliverer, RouteResult } from './deliver/index.ts';
 import { composeDsn, maskReply, newEvent, type Event, type EventKind, type Journal } from './events/index.ts';
-import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, verdictReply, type Verdict } from './gate/index.ts';
-import type { Facts, Ledger } from './ledger/index.ts';
+import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, verdictReply, type Verdict } from './gate/index.ts';
+import type { Facts, Ledger, Suspension } from './ledger/index.ts';
 import {
   indexHeader, isMailError, messageFacts, parseAddress, reply, replyLine,
   type Address, type AddressHashes, type AdmittedRecipient, type Cleared, type Due, type EnvelopeRecipient, type Outcome, type Reply, type Submitted,
@@ -41,12 +41,13 @@ export interface Pipeline extends SubmissionHooks {
 
 /** A gate that cannot tell, a key that cannot be read: ours to mend, so the mail waits only briefly. */
 const LOCAL_RETRY_MS = 60_000;
+const NOT_CONFIGURED = reply(451, '3.5', 'tenant or stream is not configured any more');
 
 export function openPipeline(house: House): Pipeline {
   // What the gate admitted, by transaction, until DATA ends or the transaction is reset.
   const admitted = new Map<string, AdmittedRecipient[]>();
   return {
-    sender: async () => undefined,
+    sender: (context, mailFrom) => judgeAtMail(house, context, mailFrom),
     recipient: (context, recipient) => judgeAtRcpt(house, admitted, context, recipient),
     async message(submitted) {
       const recipients = admitted.get(submitted.id) ?? [];
@@ -61,9 +62,17 @@ export function openPipeline(house: House): Pipeline {
 
 // ---- in ----------------------------------------------------------------------------------------
 
+async function judgeAtMail(house: House, context: SubmissionContext, mailFrom: string): Promise<Reply | undefined> {
+  const { credential } = context;
+  const place = placeOf(house.settings(), credential.tenant, credential.stream);
+  if (place === undefined) return NOT_CONFIGURED;
+  const verdict = judgeSender({ tenant: place.tenant, credential, mailFrom, facts: await suspensionOf(house, credential.tenant) });
+  return verdict.answer === 'yes' ? undefined : refuse(house, place, context.id, verdict);
+}
+
 async function judgeAtRcpt(house: House, admitted: Map<string, AdmittedRecipient[]>, context: SubmissionContext, recipient: EnvelopeRecipient): Promise<Reply | undefined> {
   const place = placeOf(house.settings(), context.credential.tenant, context.credential.stream);
-  if (place === undefined) return reply(451, '3.5', 'tenant or stream is not configured any more');
+  if (place === undefined) return NOT_CONFIGURED;
   let address: Address;
   try {
     address = parseAddress(recipient.wire);
@@ -89,7 +98,7 @@ async function accept(house: House, submitted: Submitted, recipients: readonly A
   const { origin } = submitted;
   const place = placeOf(house.settings(), origin.tenant, origin.stream);
   const credential = house.settings().credentials.get(origin.credential);
-  if (place === undefined || credential === undefined) return reply(451, '3.5', 'tenant or stream is not configured any more');
+  if (place === undefined || credential === undefined) return NOT_CONFIGURED;
   const header = messageFacts(submitted.raw, indexHeader(submitted.raw));
   const verdict = judgeMessage({ ...place, credential, envelope: submitted.envelope, header });
   if (verdict.answer !== 'yes') return refuse(house, place, submitted.id, verdict);
@@ -271,6 +280,16 @@ async function askLedger(house: House, { tenant, stream }: Place, hashes: Addres
   } catch (error) {
     if (!isMailError(error)) throw error;
     house.log.error({ code: error.code, err: error.message }, 'the ledger did not answer');
+    return undefined;
+  }
+}
+
+async function suspensionOf(house: House, tenant: string): Promise<{ readonly suspension?: Suspension } | undefined> {
+  try {
+    const suspension = await house.ledger.suspension(tenant);
+    return suspension === undefined ? {} : { suspension };
+  } catch (error) {
+    if (!isMailError(error)) throw error;
     return undefined;
   }
 }

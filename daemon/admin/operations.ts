@@ -87,7 +87,7 @@ async function explain(desk: Desk, params: Params): Promise<unknown> {
   const facts = await desk.ledger.facts(tenant.id, stream.purpose, stream.id, hashes);
   const verdict = judgeRecipient({ tenant, stream, now, facts, explain: true });
   const message = typeof params['message'] === 'string' ? explainMessage(tenant, stream, Buffer.from(params['message'], 'base64')) : undefined;
-  return { tenant: tenant.id, stream: stream.id, purpose: stream.purpose, recipient: verdict, facts, ...(message && { message }) };
+  return { tenant: tenant.id, stream: stream.id, purpose: stream.purpose, recipient: verdict, facts, ...(message !== undefined && { message }) };
 }
 
 function explainMessage(tenant: Tenant, stream: Stream, raw: Buffer): unknown {

@@ -8,3 +8,5 @@ export { parseMailboxes } from './mailboxes.ts';
 export { parseHeaderToken, type HeaderToken } from './content-type.ts';
 export { indexMime, type MimeIndex, type MimeLeaf, type Closed, type ContentEncoding } from './mime.ts';
 export { decodeQp, encodeQpRun, type QpText } from './qp.ts';
+export { Gcra } from './rate.ts';
+export { REPLIES } from './replies.ts';
