@@ -151,10 +151,11 @@ interface Copy {
 function differences(copies: ReadonlyMap<string, string>, ports: Ports): Copy[] {
   const host = `http://127.0.0.1:${ports.pages}`;
   return [PEOPLE.consented.address, PEOPLE.untracked.address].map((recipient) => {
-    const text = (copies.get(recipient) ?? '').replaceAll('=\r\n', '').replaceAll('=3D', '=');
+    const raw = copies.get(recipient) ?? '';
+    const text = raw.replaceAll('=\r\n', '').replaceAll('=3D', '=');
     const tracked = recipient === PEOPLE.consented.address;
     const link = /<a href="([^"]+)"/.exec(text)?.[1] ?? 'none';
-    const signatures = text.match(/^DKIM-Signature:/gm)?.length ?? 0;
+    const signatures = raw.match(/^DKIM-Signature:/gm)?.length ?? 0;
     const pixel = text.includes(`${host}/o/`);
     const rewritten = link.startsWith(`${host}/c/`);
     return {

@@ -61,7 +61,7 @@ which links you follow, to choose what to write about. You can take either back 
 `;
 
 const serverYaml = (dataDir: string, ports: Ports): string => `# The sandbox of this checkout. Nothing here can reach the internet.
-hostname: localhost
+hostname: relay.demo.example
 sandbox: true
 data_dir: ${dataDir}
 master_key_file: master.key
