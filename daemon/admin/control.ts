@@ -107,7 +107,7 @@ async function serveOne(socket: Socket, operations: Operations, log: Log): Promi
   const send = async (line: object): Promise<void> => {
     // A reader who is slower than an export must not make us hold it in memory.
     if (socket.destroyed) return;
-    if (!socket.write(`${JSON.stringify(line)}\n`)) await Promise.race([once(socket, 'drain'), once(socket, 'close')]);
+    if (!socket.write(`${JSON.stringify(line)}\n`)) await drained(socket);
   };
   try {
     const { operation, params } = readRequest(await requestLine(socket), operations);
@@ -128,6 +128,19 @@ async function serveOne(socket: Socket, operations: Operations, log: Log): Promi
     await send({ error: isMailError(error) ? { code: error.code, message: error.message } : { code: 'E_CONTROL', message: 'unexpected failure; the log has it' } });
   }
   socket.end();
+}
+
+/** Until the socket takes more, or is gone. */
+function drained(socket: Socket): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      socket.off('drain', done);
+      socket.off('close', done);
+      resolve();
+    };
+    socket.on('drain', done);
+    socket.on('close', done);
+  });
 }
 
 function requestLine(socket: Socket): Promise<string> {

@@ -3,7 +3,7 @@
 // looked into, so that the watcher can watch them, and hashes what was read.
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, readdirSync, statSync } from 'node:fs';
-import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
+import { basename, dirname, isAbsolute, join, relative, resolve } from 'node:path';
 
 /** One reading of a tree. */
 export class TreeFiles {
@@ -38,7 +38,8 @@ export class TreeFiles {
   list(folder: string): string[] {
     this.folders.add(join(this.root, folder));
     try {
-      return readdirSync(join(this.root, folder)).sort();
+      const planned = [...this.#overlay.keys()].filter((file) => dirname(file) === folder).map((file) => basename(file));
+      return [...new Set([...readdirSync(join(this.root, folder)), ...planned])].sort();
     } catch {
       return []; // a missing folder is a tree without tenants, which the caller reports
     }

@@ -97,7 +97,7 @@ const stream = z.strictObject({
 
 const credential = z.strictObject({
   username: live.needed(v.username, { says: 'Unique over all tenants.' }),
-  secret: live.needed(v.secret, { says: 'SHA-256 of a secret of at least 128 random bits; `postern credential add` makes one.' }),
+  secret: live.needed(v.secret, { says: 'SHA-256 of a secret of at least 128 random bits; `postern credential create` makes one.' }),
   stream: live.needed(v.id, { says: 'The one stream it may send on.' }),
   from: live.needed(z.array(v.sender).min(1), { says: 'Senders allowed in MAIL FROM and From: a whole domain or an address, inside the sending domains.' }),
   rate: live.preset(v.rate, 'unset', { says: 'Most recipients it may submit, such as 600/min or 600/min burst 60.', reason: 'throttles towards receivers hold anyway' }),

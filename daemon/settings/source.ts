@@ -52,6 +52,7 @@ export function readSource(file: string, bytes: Buffer): Source | readonly Probl
 function yamlMessage(code: string, message: string): string {
   if (code === 'DUPLICATE_KEY') return 'this key stands here twice';
   if (code === 'TAG_RESOLVE_FAILED') return `${message.replace('Unresolved tag: ', 'tag ')} is not known here; leave it out`;
+  if (code === 'MULTIPLE_DOCS') return 'a second document begins here; a file holds one';
   return `not YAML: ${message}`;
 }
 
@@ -132,7 +133,8 @@ function expectation(issue: z.core.$ZodIssue): string {
     case 'invalid_value':
       return `expected ${issue.values.length > 1 ? 'one of ' : ''}${issue.values.map((value) => (value === '' ? "''" : String(value))).join(', ')}`;
     case 'invalid_type':
-      return `expected ${TYPES[issue.expected] ?? issue.expected}`;
+      // Our own sentence where the declaration has one: it names the unit.
+      return issue.message.startsWith('expected ') ? issue.message : `expected ${TYPES[issue.expected] ?? issue.expected}`;
     case 'too_small':
       return issue.origin === 'array' ? 'expected at least one item' : `expected at least ${issue.minimum}`;
     case 'too_big':

@@ -49,10 +49,10 @@ const ID = /^[a-z0-9][a-z0-9-]{0,62}$/;
 /** True for a tenant, stream or provider id. */
 export const isOperatorId = (text: string): boolean => ID.test(text);
 
-const text = (pattern: RegExp, expected: string): z.ZodString => z.string().regex(pattern, `expected ${expected}`);
+const text = (pattern: RegExp, expected: string): z.ZodString => z.string(`expected ${expected}`).regex(pattern, `expected ${expected}`);
 
 export const id = text(ID, 'an id of lower-case letters, digits and hyphens');
-export const version = text(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, 'a version such as 2026-01');
+export const version = text(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, 'a version such as 2026-01, in quotes where it would read as a number');
 export const hostname = text(new RegExp(`^${NAME}$`), 'a host name in lower case, without a trailing dot');
 export const username = text(/^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$/, 'a user name of letters, digits and . _ @ + -');
 // Enough to catch a slip; the address parser in mail/ judges what is mailed.
@@ -62,7 +62,7 @@ export const line = text(/^[^\p{Cc}]{0,500}$/u, 'one line of text');
 export const words = text(/^[^\p{Cc}]{1,500}$/u, 'one line of text');
 export const selector = text(/^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$/, 'a DKIM selector such as s2026a');
 export const file = text(/^[^\p{Cc}]{1,1000}$/u, 'a file name');
-export const secret = text(/^sha256:[0-9a-f]{64}$/, 'sha256: and 64 hex digits (make one with `postern credential add`)');
+export const secret = text(/^sha256:[0-9a-f]{64}$/, 'sha256: and 64 hex digits (make one with `postern credential create`)');
 /** Base of recipients' links: scheme and host, perhaps a port, no path. */
 export const origin = text(new RegExp(`^https?://(?:${NAME}|localhost|\\d{1,3}(?:\\.\\d{1,3}){3})(?::\\d{1,5})?$`.replaceAll('{1,253}$', '{1,260}$')),
   'a URL without a path, such as https://news.acme.example');
