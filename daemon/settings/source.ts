@@ -31,7 +31,7 @@ export function readSource(file: string, bytes: Buffer): Source | readonly Probl
     return [whole(file, 'not UTF-8')];
   }
   const lines = new LineCounter();
-  const document = parseDocument(text, { lineCounter: lines, uniqueKeys: true, prettyErrors: false, version: '1.2' });
+  const document = parseDocument(text, { lineCounter: lines, uniqueKeys: true, prettyErrors: false, version: '1.2', logLevel: 'error' });
   const faults = [...document.errors, ...document.warnings].map((fault): Problem => {
     const at = lines.linePos(fault.pos[0]);
     return { file, line: at.line, column: at.col, path: '', message: yamlMessage(fault.code, fault.message) };
