@@ -87,8 +87,6 @@ const UNREACHED_PAUSE_MS = 60_000;
 /** Look-ups under way at once: a start with 10,000 queues must not flood the resolver. */
 const ROUTING_AT_ONCE = 64;
 
-/** The largest time the due index can hold (six octets). */
-const FAR = 2 ** 48 - 1;
 
 const rowKey = (row: Waiting): string => `${row.id}/${row.index}`;
 
@@ -304,7 +302,7 @@ export class Schedule<Route> {
     lane?.turns.remove(queue);
     queue.lane = undefined;
     queue.route = undefined;
-    const nextAt = this.#options.spool.due(queue.id, FAR, 1)[0]?.recipient.nextAt;
+    const nextAt = this.#options.spool.nextAt(queue.id);
     if (nextAt === undefined) {
       this.#queues.delete(queue.id);
       return;

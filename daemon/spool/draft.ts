@@ -4,6 +4,7 @@
 // draft at a time is committed, so what a draft reads cannot change under it. A failed commit changes
 // nothing: neither rows nor the live octets counted in memory.
 import type { MessageId } from '../mail/index.ts';
+import type { LaterIndex } from './later.ts';
 import {
   asBuffer, dueKeyOf, formatMessageRow, formatRecipientRow, messageKey, parseMessageRow, parseRecipientRow, recipientKey,
   type MessageRow, type RecipientRow, type Table, type Tables,
@@ -16,6 +17,7 @@ interface Written {
 }
 
 const EMPTY = Buffer.alloc(0);
+const NO_SLICE = { changes: [], taken: 0 } as const;
 
 class Overlay {
   readonly #table: Table;
@@ -54,19 +56,25 @@ export class Draft {
   readonly #live: LiveOctets;
   readonly #messages: Overlay;
   readonly #recipients: Overlay;
-  readonly #due: Overlay;
+  readonly #later: LaterIndex;
+  readonly #lean: boolean;
+  /** What becomes of entries of the due index: true stands for a new one. */
+  readonly #due = new Map<string, boolean>();
   readonly #queues: Overlay;
   readonly #queuesUsed = new Set<string>();
   readonly #change = new Map<number, number>();
   /** Messages whose last recipient this draft removes. */
   readonly finished: MessageId[] = [];
+  #added = 0;
 
-  constructor(tables: Tables, live: LiveOctets) {
+  /** `lean`: takes no older changes of the due index along, for a disk that may have no room for them. */
+  constructor(tables: Tables, live: LiveOctets, later: LaterIndex, lean: boolean) {
     this.#tables = tables;
     this.#live = live;
+    this.#later = later;
+    this.#lean = lean;
     this.#messages = new Overlay(tables.messages);
     this.#recipients = new Overlay(tables.recipients);
-    this.#due = new Overlay(tables.due);
     this.#queues = new Overlay(tables.queues);
   }
 
@@ -90,8 +98,9 @@ export class Draft {
 
   /** Writes a recipient row and its entry in the due index. */
   putRecipient(id: MessageId, index: number, row: RecipientRow, before = this.recipient(id, index)): void {
-    if (before !== undefined) this.#due.set(dueKeyOf(id, index, before), undefined);
-    this.#due.set(dueKeyOf(id, index, row), EMPTY);
+    if (before === undefined) this.#added++;
+    else this.#entry(dueKeyOf(id, index, before), false);
+    this.#entry(dueKeyOf(id, index, row), true);
     this.#recipients.set(recipientKey(id, index), formatRecipientRow(row));
   }
 
@@ -100,7 +109,8 @@ export class Draft {
     const before = this.recipient(id, index);
     const message = this.message(id);
     if (before === undefined || message === undefined) return false;
-    this.#due.set(dueKeyOf(id, index, before), undefined);
+    this.#added--;
+    this.#entry(dueKeyOf(id, index, before), false);
     this.#recipients.set(recipientKey(id, index), undefined);
     if (message.waiting > 1) {
       this.#messages.set(messageKey(id), formatMessageRow({ ...message, waiting: message.waiting - 1 }));
@@ -126,13 +136,34 @@ export class Draft {
   /** Resolves when every row is on disk. */
   async commit(): Promise<void> {
     const live = [...this.#change].map(([segment, change]) => [segment, this.#live.liveOf(segment) + change] as const);
+    const slice = this.#lean ? NO_SLICE : this.#later.slice(this.#due.size);
+    const mark = this.#later.mark(slice, this.#added);
+    const direct = [...this.#due].flatMap(([key, put]) => (put && !this.#later.mayWait(key) ? [key] : []));
+    for (const key of direct) this.#due.delete(key);
     await this.#tables.root.batch(() => {
-      for (const overlay of [this.#messages, this.#recipients, this.#due, this.#queues]) overlay.write();
+      for (const overlay of [this.#messages, this.#recipients, this.#queues]) overlay.write();
+      for (const { key, gone } of slice.changes) this.#writeEntry(key, gone);
+      for (const key of direct) this.#writeEntry(key, false);
       for (const [segment, octets] of live) this.#writeLive(segment, octets);
+      if (mark !== undefined) void this.#tables.segments.put(mark.key, mark.octets); // its promise is the batch's
     });
     // The library's promise of a write says "visible"; `flushed` is the one that says "on disk".
     await this.#tables.root.flushed;
     for (const [segment, octets] of live) this.#live.setLive(segment, octets);
+    this.#later.committed({ slice, direct, waiting: this.#due, mark });
+  }
+
+  /** Its promise is the batch's. */
+  #writeEntry(key: string, gone: boolean): void {
+    const octets = Buffer.from(key, 'latin1');
+    void (gone ? this.#tables.due.remove(octets) : this.#tables.due.put(octets, EMPTY));
+  }
+
+  /** Two opposite changes of one entry leave it as it was. */
+  #entry(octets: Buffer, put: boolean): void {
+    const key = octets.toString('latin1');
+    if (this.#due.get(key) === !put) this.#due.delete(key);
+    else this.#due.set(key, put);
   }
 
   #writeLive(segment: number, octets: number): void {
@@ -165,13 +196,13 @@ const GROUP_CHANGES = 1_000;
 
 /** Group commit: whatever was asked for while one draft was being written goes into the next. */
 export class Committer {
-  readonly #fresh: () => Draft;
+  readonly #fresh: (lean: boolean) => Draft;
   readonly #failed: (error: unknown) => Promise<Error>;
   readonly #committed: (draft: Draft) => void;
   #waiting: Job[] = [];
   #running: Promise<void> | undefined;
 
-  constructor(fresh: () => Draft, on: { readonly failed: (error: unknown) => Promise<Error>; readonly committed: (draft: Draft) => void }) {
+  constructor(fresh: (lean: boolean) => Draft, on: { readonly failed: (error: unknown) => Promise<Error>; readonly committed: (draft: Draft) => void }) {
     this.#fresh = fresh;
     this.#failed = on.failed;
     this.#committed = on.committed;
@@ -199,20 +230,19 @@ export class Committer {
       const group = this.#waiting.splice(0, GROUP_CHANGES);
       const failure = await this.#write(group);
       if (failure === undefined) continue;
-      // On a full disk a removal may still fit where a new row does not: one more try without the new rows.
+      // On a full disk a removal may still fit where new rows do not: one more try without any.
       const shrinking = group.filter((job) => !job.grows);
-      const alone = shrinking.length === group.length;
-      for (const job of group) if (alone || job.grows) job.reject(failure);
-      if (alone || shrinking.length === 0) continue;
-      const again = await this.#write(shrinking);
+      for (const job of group) if (job.grows) job.reject(failure);
+      if (shrinking.length === 0) continue;
+      const again = await this.#write(shrinking, true);
       if (again !== undefined) for (const job of shrinking) job.reject(again);
     }
     this.#running = undefined;
   }
 
-  async #write(group: readonly Job[]): Promise<Error | undefined> {
+  async #write(group: readonly Job[], lean = false): Promise<Error | undefined> {
     try {
-      const draft = this.#fresh();
+      const draft = this.#fresh(lean);
       const values = group.map((job) => job.change(draft));
       await draft.commit();
       this.#committed(draft);

@@ -4,8 +4,9 @@
 import type { Instant, MessageId } from '../mail/index.ts';
 import type { Keyring } from '../runtime/index.ts';
 import { unseal } from '../runtime/index.ts';
+import type { LaterIndex } from './later.ts';
 import {
-  HELD_AT, QUEUE_OCTETS, asBuffer, dueFrom, messageKey, nextQueue, parseMessageRow, parseRecipientRow, queueOf, readDueKey, readRecipientKey,
+  HELD_AT, QUEUE_OCTETS, asBuffer, dueFrom, dueKeyOf, messageKey, nextQueue, parseMessageRow, parseRecipientRow, queueOf, readDueKey, readRecipientKey,
   recipientKey, splitQueueRow, type MessageRow, type QueueId, type RecipientRow, type Tables,
 } from './rows.ts';
 import { Recent } from './recent.ts';
@@ -36,11 +37,13 @@ const NAMES_KEPT = 20_000;
 
 export class QueueIndex {
   readonly #tables: Tables;
+  readonly #later: LaterIndex;
   readonly #keyring: Keyring;
   readonly #names = new Recent<{ readonly tenant: string; readonly domain: string }>(NAMES_KEPT);
 
-  constructor(tables: Tables, keyring: Keyring) {
+  constructor(tables: Tables, later: LaterIndex, keyring: Keyring) {
     this.#tables = tables;
+    this.#later = later;
     this.#keyring = keyring;
   }
 
@@ -79,16 +82,18 @@ export class QueueIndex {
   /** The due entries of a queue up to `until`, the earliest first. */
   *dueIn(queue: QueueId, until: Instant): Generator<Found> {
     const id = Buffer.from(queue, 'hex');
-    const range = { start: dueFrom(id, 0), end: dueFrom(id, Math.min(until + 1, HELD_AT)) };
-    for (const octets of this.#tables.due.getKeys(range)) {
-      const cursor = asBuffer(octets);
-      const key = readDueKey(cursor);
-      yield { id: key.id, index: key.index, cursor };
-    }
+    yield* this.#entries(id, dueFrom(id, 0), dueFrom(id, Math.min(until + 1, HELD_AT)));
   }
 
+  /** When the first recipient of a queue who is not held is due; undefined when there is none. */
+  nextAt(queue: QueueId): Instant | undefined {
+    for (const { cursor } of this.dueIn(queue, HELD_AT)) return readDueKey(cursor).at;
+    return undefined;
+  }
+
+  /** False as long as anything may still point to the queue. */
   isEmpty(queue: Buffer): boolean {
-    return this.#first(queue)?.queue.equals(queue) !== true;
+    return !this.#later.hasQueue(queue) && this.#first(queue)?.equals(queue) !== true;
   }
 
   /** Among the next `limit` queue rows from this key on, those nobody waits in; `next` is undefined at the end. */
@@ -106,11 +111,7 @@ export class QueueIndex {
     }
     for (const queue of this.#matching(filter, after)) {
       const start = after !== undefined && after.subarray(0, QUEUE_OCTETS).equals(queue) ? Buffer.concat([after, Buffer.of(0)]) : dueFrom(queue, 0);
-      for (const octets of this.#tables.due.getKeys({ start, end: nextQueue(queue) })) {
-        const cursor = asBuffer(octets);
-        const key = readDueKey(cursor);
-        yield { id: key.id, index: key.index, cursor };
-      }
+      yield* this.#entries(queue, start, nextQueue(queue));
     }
   }
 
@@ -145,18 +146,52 @@ export class QueueIndex {
     }
   }
 
+  /** Each queue from this one on that has an entry, in order, with the time of the first. */
   *#seek(from: Buffer = Buffer.alloc(QUEUE_OCTETS)): Generator<{ readonly queue: Buffer; readonly at: Instant }> {
-    let next: Buffer | undefined = from;
-    while (next !== undefined) {
-      const first = this.#first(next);
-      if (first === undefined) return;
-      yield first;
-      next = nextQueue(first.queue);
+    const waiting = this.#later.queues().map((queue) => Buffer.from(queue, 'latin1')).filter((queue) => Buffer.compare(queue, from) >= 0).reverse();
+    for (let next: Buffer | undefined = from; next !== undefined;) {
+      const written = this.#first(next);
+      const queue = least(written, waiting.at(-1));
+      if (queue === undefined) return;
+      if (waiting.at(-1)?.equals(queue) === true) waiting.pop();
+      for (const { cursor } of this.#entries(queue, dueFrom(queue, 0), nextQueue(queue))) {
+        yield { queue, at: readDueKey(cursor).at };
+        break;
+      }
+      next = nextQueue(queue);
     }
   }
 
-  #first(from: Buffer): { readonly queue: Buffer; readonly at: Instant } | undefined {
-    for (const octets of this.#tables.due.getKeys({ start: from, limit: 1 })) return readDueKey(asBuffer(octets));
+  /** The entries of one queue in this range, those in LMDB and those that wait, each with a row that agrees. */
+  *#entries(queue: Buffer, start: Buffer, end: Buffer | undefined): Generator<Found> {
+    const waiting = this.#later.waitingIn(queue).map((key) => Buffer.from(key, 'latin1'))
+      .filter((key) => Buffer.compare(key, start) >= 0 && (end === undefined || Buffer.compare(key, end) < 0)).reverse();
+    const before = function* (key: Buffer | undefined): Generator<Buffer> {
+      for (let next = waiting.at(-1); next !== undefined; next = waiting.at(-1)) {
+        const order = key === undefined ? -1 : Buffer.compare(next, key);
+        if (order > 0) return;
+        waiting.pop();
+        if (order < 0) yield next;
+      }
+    };
+    for (const octets of this.#tables.due.getKeys({ start, ...(end === undefined ? {} : { end }) })) {
+      const key = asBuffer(octets);
+      for (const earlier of before(key)) yield* this.#agreeing(earlier);
+      yield* this.#agreeing(key);
+    }
+    for (const key of before(undefined)) yield* this.#agreeing(key);
+  }
+
+  *#agreeing(cursor: Buffer): Generator<Found> {
+    const { id, index } = readDueKey(cursor);
+    const row = this.recipient(id, index);
+    if (row !== undefined && dueKeyOf(id, index, row).equals(cursor)) yield { id, index, cursor };
+    else this.#later.isStale(cursor);
+  }
+
+  /** The queue of the first entry in LMDB from here on. */
+  #first(from: Buffer): Buffer | undefined {
+    for (const octets of this.#tables.due.getKeys({ start: from, limit: 1 })) return readDueKey(asBuffer(octets)).queue;
     return undefined;
   }
 
@@ -173,4 +208,9 @@ export class QueueIndex {
     this.#names.set(id, name, 1);
     return name;
   }
+}
+
+function least(a: Buffer | undefined, b: Buffer | undefined): Buffer | undefined {
+  if (a === undefined || b === undefined) return a ?? b;
+  return Buffer.compare(a, b) <= 0 ? a : b;
 }

@@ -7,6 +7,7 @@
 //   due       <queue 16><time 6><id 26><index 4>          empty
 //   queue     <queue 16>                                  tenant, sealed domain
 //   segment   <number 4>                                  live octets, absolute
+//             <0>                                         recipients, floor (see later.ts)
 // Message and recipient rows share one table, so that a message and its recipients lie on one page: a
 // commit costs what the pages it touches cost. A held recipient stands in the due index at HELD_AT, past
 // every real time.
@@ -42,13 +43,8 @@ export function openTables(path: string): Tables {
   return { root, messages: waiting, recipients: waiting, due: table('due'), queues: table('queues'), segments: table('segments') };
 }
 
-/** Messages and recipients, without counting them: each recipient has one entry in the due index. */
-export function totalsOf(tables: Tables): { readonly messages: number; readonly recipients: number } {
-  const recipients = sizeOf(tables.due);
-  return { messages: sizeOf(tables.messages) - recipients, recipients };
-}
-
-function sizeOf(table: Table): number {
+/** Rows of a table, without counting them. */
+export function sizeOf(table: Table): number {
   const stats: unknown = table.getStats();
   if (typeof stats === 'object' && stats !== null && 'entryCount' in stats) return Number(stats.entryCount);
   throw new TypeError('lmdb statistics without entryCount');

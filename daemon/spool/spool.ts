@@ -21,12 +21,13 @@ import type { Composed, Instant, MessageId, MessageMeta, QueuedRecipient, Stored
 import { MailError } from '../mail/index.ts';
 import { seal, sealedLength, unseal, type Clock, type Keyring, type Log } from '../runtime/index.ts';
 import { Committer, Draft } from './draft.ts';
+import { LaterIndex } from './later.ts';
 import { commitCause, storeError, surviveFailedCommits } from './faults.ts';
 import { takeLock } from './lock.ts';
 import { QueueIndex, type Filter, type Found, type QueueHead } from './queues.ts';
 import { Recent } from './recent.ts';
 import {
-  formatQueueRow, openRecipient, openTables, packHashes, queueOf, recipientKey, sealRecipient, totalsOf, asBuffer,
+  formatQueueRow, openRecipient, openTables, packHashes, queueOf, recipientKey, sealRecipient, sizeOf, asBuffer,
   type MessageRow, type QueueId, type RecipientRow, type Tables,
 } from './rows.ts';
 import { RECORD_HEAD, Segments, formatRecordHead } from './segments.ts';
@@ -96,6 +97,7 @@ export class Spool {
   readonly #segments: Segments;
   readonly #committer: Committer;
   readonly #index: QueueIndex;
+  readonly #later: LaterIndex;
   readonly #tender: Tender;
   readonly #forgive = surviveFailedCommits();
   readonly #bodies = new Recent<Buffer>(BODIES_KEPT_BYTES);
@@ -113,8 +115,9 @@ export class Spool {
     this.#unlock = unlock;
     this.#tables = openTables(join(dir, 'rows'));
     this.#segments = new Segments(join(dir, 'segments'), { live: liveBySegment(this.#tables), reserveBytes, log });
-    this.#index = new QueueIndex(this.#tables, keyring);
-    this.#committer = new Committer(() => new Draft(this.#tables, this.#segments), {
+    this.#later = new LaterIndex(this.#tables);
+    this.#index = new QueueIndex(this.#tables, this.#later, keyring);
+    this.#committer = new Committer((lean) => new Draft(this.#tables, this.#segments, this.#later, lean), {
       failed: async (error) => storeError(await commitCause(error)),
       committed: (draft) => {
         for (const id of draft.finished) this.#forget(id);
@@ -218,6 +221,11 @@ export class Spool {
     return found;
   }
 
+  /** When the first recipient of a queue who is not held is due; undefined when nobody waits there. */
+  nextAt(queue: QueueId): Instant | undefined {
+    return this.#index.nextAt(queue);
+  }
+
   /** Records what an attempt came to, durably. A recipient dropped meanwhile stays dropped. */
   settle(due: Waiting, change: Settlement): Promise<void> {
     return this.#track(() => this.#settle(due, change));
@@ -293,7 +301,9 @@ export class Spool {
   }
 
   counts(): SpoolCounts {
-    return { ...totalsOf(this.#tables), ...this.#segments.totals() };
+    const { recipients } = this.#later;
+    // One table holds the rows of both.
+    return { messages: sizeOf(this.#tables.messages) - recipients, recipients, ...this.#segments.totals() };
   }
 
   /** Waits for what is pending, then closes. Further calls of it wait for the same end. */
@@ -419,8 +429,8 @@ function take(found: Iterable<Found>, limit: number): Found[] {
 
 function liveBySegment(tables: Tables): Map<number, number> {
   const live = new Map<number, number>();
-  for (const { key, value } of tables.segments.getRange()) live.set(asBuffer(key).readUInt32BE(), asBuffer(value).readUIntBE(0, 6));
+  for (const { key, value } of tables.segments.getRange()) if (key.length === 4) live.set(asBuffer(key).readUInt32BE(), asBuffer(value).readUIntBE(0, 6));
   // The live octets are written with the rows they count, so the two can only disagree when there are no rows at all.
-  if (totalsOf(tables).messages === 0) live.clear();
+  if (sizeOf(tables.messages) === 0) live.clear();
   return live;
 }
