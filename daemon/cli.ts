@@ -91,7 +91,6 @@ function run<A extends unknown[]>(action: (...args: A) => Promise<void> | void):
 
 command(root, 'serve', 'run the relay in the foreground until SIGTERM or SIGINT; SIGHUP reloads').action(run(async (options: Common) => {
   const daemon = await serve(configDir(options));
-  process.on('SIGHUP', () => void daemon.live.reload());
   await new Promise<void>((done) => {
     for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => done());
   });

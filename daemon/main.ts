@@ -76,19 +76,37 @@ export async function openStores(root: string, log: Log, metrics = new Metrics()
   };
 }
 
-/** Runs the relay on the tree in `root` until stop(). */
+/** Runs the relay on the tree in `root` until stop(). What was opened before a failure is closed again. */
 export async function serve(root: string, options: { readonly log?: Log } = {}): Promise<Daemon> {
+  const closers: (() => Promise<void> | void)[] = [];
+  const close = async (): Promise<void> => {
+    for (const step of closers.splice(0).reverse()) await step();
+  };
+  try {
+    const live = await open(root, closers, options.log);
+    return { live, stop: close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** Opens the rooms left to right; `closers` gets one entry for each, to be run from the last to the first. */
+async function open(root: string, closers: (() => Promise<void> | void)[], givenLog: Log | undefined): Promise<LiveSettings> {
   const clock = systemClock;
   const metrics = new Metrics();
-  const stores = await openStores(root, options.log ?? openLog('info'), metrics);
+  const stores = await openStores(root, givenLog ?? openLog('info'), metrics);
+  closers.push(() => stores.close());
   const { live, keyring, ledger, spool, journal } = stores;
   const settings = (): Settings => live.current();
-  const log = options.log ?? openLog(settings().server.log.level);
+  const log = givenLog ?? openLog(settings().server.log.level);
   const signer = openSigner({ clock });
   // Every key is read before the first message is taken: no keys, no start (design §4).
   for (const tenant of settings().tenants.values()) for (const domain of tenant.domains) signer.load(domain);
   const resolver = openResolver(settings().server.resolver, clock);
+  closers.push(() => resolver.close());
   const deliverer = openDeliverer({ settings, resolver, clock, log, metrics });
+  closers.push(() => deliverer.close());
   const house: House = { settings, clock, log, metrics, keyring, ledger, spool, signer, deliverer, journal };
   const pipeline = openPipeline(house);
   const schedule = new Schedule<RouteResult>({
@@ -96,35 +114,45 @@ export async function serve(root: string, options: { readonly log?: Log } = {}):
     route: async (_tenant, domain) => laneOf(settings(), await deliverer.siteOf(domain)),
     run: (due, lane, route) => pipeline.attempt(due, lane, route),
   });
-  const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
+  closers.push(() => schedule.stop());
   const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event) => journal.record(event) });
+  closers.push(() => pages.close());
+  let ready = false;
+  const observe = await openObserve({ settings, metrics, ready: () => ({ ok: ready, why: ready ? '' : 'starting or stopping' }) });
+  closers.push(() => observe.close());
+  const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
+  closers.push(() => submission.drain());
   const desk: Desk = { settings, ledger, spool, journal, clock, lanes: () => schedule.lanes() };
-  const observe = await openObserve({ settings, metrics, ready: () => ({ ok: true, why: '' }) });
-  const control = await serveControl({ socketPath: controlSocket(settings()), operations: { ...operationsOf(desk), reload: async () => live.reload() }, log });
+  const reload = async (): Promise<unknown> => {
+    await notify('RELOADING=1');
+    const result = await live.reload();
+    submission.renewCertificate();
+    pages.renewTls();
+    await notify('READY=1', result.ok ? 'STATUS=configuration reloaded' : 'STATUS=the configuration on disk has errors, the old one stays in force');
+    return result;
+  };
+  const control = await serveControl({ socketPath: controlSocket(settings()), operations: { ...operationsOf(desk), reload }, log });
+  closers.push(() => control.close());
+  onSignal('SIGHUP', () => void reload(), closers);
   live.watch();
   schedule.start();
   const gauges = setInterval(() => gauge(metrics, spool), 5_000);
-  gauges.unref();
+  closers.push(() => clearInterval(gauges));
   journal.record(newEvent('started', clock, {}));
-  notify('READY=1');
+  closers.push(async () => {
+    ready = false;
+    journal.record(newEvent('stopped', clock, {}));
+    await notify('STOPPING=1');
+  });
+  ready = true;
+  await notify('READY=1');
   log.info({ hostname: settings().server.hostname, hash: settings().hash.slice(0, 16) }, 'postern is ready');
+  return live;
+}
 
-  return {
-    live,
-    async stop() {
-      notify('STOPPING=1');
-      clearInterval(gauges);
-      await control.close();
-      await submission.drain();
-      await schedule.stop();
-      await deliverer.close();
-      await pages.close();
-      await observe.close();
-      resolver.close();
-      journal.record(newEvent('stopped', clock, {}));
-      await stores.close();
-    },
-  };
+function onSignal(signal: NodeJS.Signals, run: () => void, closers: (() => void)[]): void {
+  process.on(signal, run);
+  closers.push(() => void process.off(signal, run));
 }
 
 /** The lane of a route: everything that cannot be routed shares one, where it is settled quickly. */

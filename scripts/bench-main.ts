@@ -8,7 +8,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { openLog } from '../daemon/runtime/index.ts';
+import { newId, openLog } from '../daemon/runtime/index.ts';
 import { openStores } from '../daemon/main.ts';
 import { parseAddress } from '../daemon/mail/index.ts';
 import type { Load } from './load/generator.ts';
@@ -38,6 +38,7 @@ if (missing.length > 0) {
   process.exit(1);
 }
 const dir = mkdtempSync(join(tmpdir(), 'postern-bench-'));
+const children = new Set<ChildProcess>();
 const say = (text: string): void => {
   if (!json) console.log(text);
 };
@@ -60,6 +61,7 @@ try {
   }
   report(results);
 } finally {
+  for (const child of children) child.kill('SIGKILL');
   rmSync(dir, { recursive: true, force: true });
 }
 
@@ -101,6 +103,8 @@ async function consentAll(sandbox: Sandbox, recipients: readonly string[]): Prom
 function startDaemon(sandbox: Sandbox): ChildProcess & { readonly pid: number } {
   const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', join(import.meta.dirname, '../daemon/cli.ts'), 'serve', '--config', sandbox.root], { stdio: ['ignore', 'ignore', 'inherit'] });
   if (child.pid === undefined) throw new Error('the daemon did not start');
+  children.add(child);
+  child.once('exit', () => children.delete(child));
   return child as ChildProcess & { readonly pid: number };
 }
 
@@ -119,10 +123,15 @@ async function stopped(child: ChildProcess): Promise<void> {
   await gone;
 }
 
-const login = (sandbox: Sandbox): NonNullable<Load['login']> => ({ username: sandbox.username, secret: sandbox.secret });
-const startPeer = (sandbox: Sandbox, name: string): Promise<Peer> => startPostfix(join(dir, name), {
-  port: PEER_PORT, sinkPort: PORTS.sink, domain: 'demo.example', keyFile: join(sandbox.root, 'dkim/demo-rsa.pem'), concurrency: SESSIONS,
-});
+function login({ username, secret }: Sandbox): NonNullable<Load['login']> {
+  return { username, secret };
+}
+
+function startPeer(sandbox: Sandbox, name: string): Promise<Peer> {
+  return startPostfix(join(dir, name), {
+    port: PEER_PORT, sinkPort: PORTS.sink, domain: 'demo.example', keyFile: join(sandbox.root, 'dkim/demo-rsa.pem'), concurrency: SESSIONS,
+  });
+}
 
 /** One message through each into a sink that keeps it. */
 async function verify(sandbox: Sandbox, recipients: readonly string[]): Promise<void> {
@@ -166,10 +175,9 @@ async function runPostern(sandbox: Sandbox, load: Omit<Load, 'port'>): Promise<R
   }
 }
 
-let peers = 0;
 async function runPostfix(sandbox: Sandbox, load: Omit<Load, 'port'>): Promise<Run> {
   const sink = await startCounter();
-  const peer = await startPeer(sandbox, `peer${++peers}`);
+  const peer = await startPeer(sandbox, `peer${newId(Date.now())}`);
   try {
     await drive({ ...load, messages: 500, port: peer.port });
     await sink.reached(500);

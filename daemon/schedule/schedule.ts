@@ -87,7 +87,6 @@ const UNREACHED_PAUSE_MS = 60_000;
 /** Look-ups under way at once: a start with 10,000 queues must not flood the resolver. */
 const ROUTING_AT_ONCE = 64;
 
-
 const rowKey = (row: Waiting): string => `${row.id}/${row.index}`;
 
 /** One a process. start() reads the heads of all queues; from then on the spool tells of new ones. */

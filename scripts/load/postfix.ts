@@ -3,7 +3,7 @@
 // of its own, listens on loopback only and is stopped by stop().
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 
 const run = promisify(execFile);
@@ -24,7 +24,8 @@ export function missingPrograms(): readonly string[] {
 /** Starts Postfix and OpenDKIM in `dir`, signing as `domain` with the RSA key in `keyFile`. */
 export async function startPostfix(dir: string, options: { readonly port: number; readonly sinkPort: number; readonly domain: string; readonly keyFile: string; readonly concurrency: number }): Promise<Peer> {
   for (const folder of ['etc', 'queue', 'data', 'milter']) mkdirSync(join(dir, folder), { recursive: true });
-  chmodSync(dir, 0o755);
+  // Postfix's own users must get in.
+  for (const folder of [dirname(dir), dir]) chmodSync(folder, 0o755);
   const socket = join(dir, 'milter', 'opendkim.sock');
   const key = join(dir, 'milter', 'rsa.pem');
   writeFileSync(key, readFileSync(options.keyFile), { mode: 0o600 });
@@ -37,7 +38,11 @@ export async function startPostfix(dir: string, options: { readonly port: number
   writeFileSync(join(dir, 'etc', 'main.cf'), mainCf(dir, socket, options));
   writeFileSync(join(dir, 'etc', 'master.cf'), masterCf(options.port));
   await run('chown', ['-R', 'postfix', join(dir, 'data')]);
-  await run('/usr/sbin/postfix', ['-c', join(dir, 'etc'), 'start']);
+  await run('/usr/sbin/postfix', ['-c', join(dir, 'etc'), 'start']).catch((error: unknown) => {
+    milter.kill();
+    const log = join(dir, 'log');
+    throw new Error(`postfix did not start: ${existsSync(log) ? readFileSync(log, 'latin1') : String(error)}`);
+  });
   const pidFile = join(dir, 'queue', 'pid', 'master.pid');
   await until(() => existsSync(pidFile), 'postfix did not start');
   const master = Number(readFileSync(pidFile, 'latin1').trim());
@@ -57,7 +62,7 @@ function mainCf(dir: string, socket: string, { sinkPort, concurrency }: { readon
     'command_directory = /usr/sbin', 'daemon_directory = /usr/lib/postfix/sbin', 'mail_owner = postfix', 'setgid_group = postdrop',
     'myhostname = peer.example', 'mydestination =', 'inet_interfaces = 127.0.0.1', 'inet_protocols = ipv4', 'mynetworks = 127.0.0.0/8',
     `relayhost = [127.0.0.1]:${sinkPort}`, 'smtp_tls_security_level = none', 'smtpd_tls_security_level = none',
-    `smtpd_milters = unix:${socket}`, 'milter_default_action = tempfail', 'maillog_file = ', 'alias_maps =', 'alias_database =',
+    `smtpd_milters = unix:${socket}`, 'milter_default_action = tempfail', `maillog_file = ${join(dir, 'log')}`, 'maillog_file_prefixes = /tmp, /var', 'alias_maps =', 'alias_database =',
     // Fair to it: as many connections as the generator has sessions, kept open, no per-client limits.
     `default_destination_concurrency_limit = ${concurrency}`, `initial_destination_concurrency = ${concurrency}`,
     'smtp_destination_recipient_limit = 1', 'smtp_connection_cache_on_demand = yes', 'smtp_connection_cache_destinations = [127.0.0.1]',
