@@ -110,7 +110,8 @@ function parsePath(line: string, verb: RegExp): Path | undefined {
   }
   if (line[at] !== '>') return undefined;
   const inside = line.slice(start + 1, at);
-  if (/[\0-\x1f\x7f]/.test(inside)) return undefined;
+  // U+FFFD stands where the octets were not UTF-8: the address as it was written is lost.
+  if (/[\0-\x1f\x7f-\x9f\ufffd]/.test(inside)) return undefined;
   const rest = line.slice(at + 1);
   if (rest !== '' && !/^[ \t]/.test(rest)) return undefined;
   const parameters = rest.trim().split(/[ \t]+/).filter((text) => text !== '').map((text) => {

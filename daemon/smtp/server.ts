@@ -4,13 +4,13 @@
 // rewritten, unknown parameters accepted, SMTPUTF8 not enforced, and a DATA reader that passes bare CR
 // and LF and pays a timer for each dotted line. RFC 5321, RFC 3207, RFC 4954, RFC 6409.
 import type { Socket } from 'node:net';
-import type { TLSSocket } from 'node:tls';
+import { createSecureContext, type TLSSocket } from 'node:tls';
 import { SMTPServer } from 'smtp-server';
 import { SMTPConnection } from 'smtp-server/lib/smtp-connection.js';
 import { SMTPStream } from 'smtp-server/lib/smtp-stream.js';
 import { REPLIES, type Reply } from '../mail/index.ts';
 import type { Clock } from '../runtime/index.ts';
-import type { Door, ServerSession } from './door.ts';
+import type { Door, Login, ServerSession } from './door.ts';
 import { Intake } from './intake.ts';
 import { parseMail, parseRcpt } from './path.ts';
 
@@ -20,6 +20,9 @@ export interface SmtpServerOptions<Auth extends object> {
   readonly implicitTls: boolean;
   readonly cert: Buffer;
   readonly key: Buffer;
+  /** Sessions the door allows, all told and from one address; TLS handshakes under way are held to the same. */
+  readonly connections: number;
+  readonly connectionsPerAddress: number;
   readonly messageBytes: number;
   readonly recipientsPerMessage: number;
   readonly idleTimeoutMs: number;
@@ -32,6 +35,11 @@ export interface SmtpServerOptions<Auth extends object> {
 const ERRORS = 10;
 // RFC 5321 §4.5.3.1.4 asks for 512 and extensions for more; RFC 4954 §4.5.3 for 12288 with AUTH.
 const COMMAND_OCTETS = 12_288;
+// A handshake takes two round trips; half a minute is a very slow line.
+const HANDSHAKE_MS = 30_000;
+// Well within systemd's 90 s between the polite and the final signal.
+const DRAIN_MS = 30_000;
+const OLDEST_TLS = 'TLSv1.2'; // RFC 8996: nothing older
 
 /** An SMTP server for submission; listen() and close() come from smtp-server. */
 export class DoorServer<Auth extends object> extends SMTPServer {
@@ -42,16 +50,11 @@ export class DoorServer<Auth extends object> extends SMTPServer {
   constructor(options: SmtpServerOptions<Auth>) {
     super({
       name: options.hostname, secure: options.implicitTls, cert: options.cert, key: options.key,
-      minVersion: 'TLSv1.2', // RFC 8996: nothing older
+      minVersion: OLDEST_TLS, maxClients: options.connections, authOptional: true, // asked for by handler_MAIL, after TLS
       authMethods: ['PLAIN', 'LOGIN'], size: options.messageBytes, maxCommandLength: COMMAND_OCTETS,
       disableReverseLookup: true, logger: false, socketTimeout: options.idleTimeoutMs, hideENHANCEDSTATUSCODES: false, hideDSN: false,
       disabledCommands: ['XCLIENT', 'XFORWARD', 'HELP', 'WIZ', 'SHELL', 'KILL'],
-      heloResponse: '%s',
-      onAuth: (auth, session, callback) => {
-        const connection = this.#connectionOf(session.id);
-        if (connection === undefined) return callback(new Error('the session is gone'));
-        connection.login({ username: auth.username ?? '', password: auth.password ?? '' }, callback);
-      },
+      onAuth: (auth, session, callback) => void this.#login(auth, session.id, callback),
     });
     this.door = options.door;
     this.limits = options;
@@ -70,19 +73,55 @@ export class DoorServer<Auth extends object> extends SMTPServer {
     return this.#draining;
   }
 
-  /** New handshakes get this certificate; sessions under way keep theirs. */
+  // Handshakes are bounded like sessions: in number, from one address, and in time.
+  override _acceptSocket(socket: Socket, handshake: boolean): false | (() => void) {
+    if (handshake) {
+      let sameAddress = 0;
+      for (const pending of this._pendingSockets.keys()) if (pending.remoteAddress === socket.remoteAddress) sameAddress += 1;
+      if (sameAddress >= this.limits.connectionsPerAddress) {
+        socket.on('error', () => undefined); // it is being closed because we want it gone
+        socket.destroy();
+        return false;
+      }
+    }
+    const release = super._acceptSocket(socket, handshake);
+    if (!handshake || release === false) return release;
+    const stop = this.limits.clock.after(HANDSHAKE_MS, () => this._pendingSockets.get(socket)?.destroy());
+    return () => {
+      stop();
+      release();
+    };
+  }
+
+  /** New handshakes get this certificate; sessions under way keep theirs. @throws when it cannot be used; the old one stays */
   setCertificate(pair: { readonly cert: Buffer; readonly key: Buffer }): void {
+    // updateSecureContext forgets the old context before it has made the new one.
+    createSecureContext({ ...pair, minVersion: OLDEST_TLS });
     this.updateSecureContext(pair);
   }
 
-  /** Takes no new sessions; those open finish their transaction and get 421 at the next MAIL. */
+  /** Takes no new sessions; those open finish their transaction, for half a minute at most, and get 421. */
   async drain(): Promise<void> {
     this.#draining = true;
     const closed = new Promise<void>((resolve) => {
       this.server.close(() => resolve());
     });
+    for (const pending of this._pendingSockets.values()) pending.destroy();
     for (const connection of this.connections) if (connection instanceof DoorConnection) connection.leaveWhenIdle();
+    const stop = this.limits.clock.after(DRAIN_MS, () => {
+      for (const connection of this.connections) if (connection instanceof DoorConnection) connection.expel(REPLIES.draining);
+    });
     await closed;
+    stop();
+  }
+
+  /** The library's callback takes an Error to refuse; its text is the reply's. */
+  async #login(auth: { username?: string | undefined; password?: string | null | undefined }, id: string, answer: (error: Error | null, yes?: { user: unknown }) => void): Promise<void> {
+    const connection = this.#connectionOf(id);
+    const login = { username: auth.username ?? '', password: auth.password ?? '' };
+    const refused = connection === undefined ? REPLIES.localError : await connection.login(login);
+    if (refused === undefined) answer(null, { user: true });
+    else answer(Object.assign(new Error(`${refused.enhanced} ${refused.lines.join(' ')}`), { responseCode: refused.code }));
   }
 
   #connectionOf(id: string): DoorConnection<Auth> | undefined {
@@ -104,9 +143,14 @@ class DoorStream extends SMTPStream {
     this._dataMode = true;
   }
 
-  #hasBareLf(chunk: Buffer): boolean {
+  /** RFC 5321 §2.3.8: CR and LF occur only together. The library takes a bare LF for the end of a command. */
+  #isStray(chunk: Buffer): boolean {
+    if (this._remainder.endsWith('\r') && chunk[0] !== 0x0a) return true;
     for (let lf = chunk.indexOf(0x0a); lf >= 0; lf = chunk.indexOf(0x0a, lf + 1)) {
       if (lf === 0 ? !this._remainder.endsWith('\r') : chunk[lf - 1] !== 0x0d) return true;
+    }
+    for (let cr = chunk.indexOf(0x0d); cr >= 0; cr = chunk.indexOf(0x0d, cr + 1)) {
+      if (cr + 1 < chunk.length && chunk[cr + 1] !== 0x0a) return true;
     }
     return false;
   }
@@ -120,8 +164,7 @@ class DoorStream extends SMTPStream {
 
   override _write(chunk: Buffer, encoding: BufferEncoding, next: (error?: Error | null) => void): void {
     if (this.#intake === undefined || this.isClosed) {
-      // RFC 5321 §2.3.8: a command ends with CRLF; the library takes a bare LF too.
-      if (!this.isClosed && this.#hasBareLf(chunk)) return next(new Error('bare LF'));
+      if (!this.isClosed && this.#isStray(chunk)) return next(new Error('bare CR or LF'));
       return super._write(chunk, encoding, next);
     }
     const end = this.#intake.feed(chunk);
@@ -135,18 +178,41 @@ class DoorStream extends SMTPStream {
   }
 }
 
-// RFC 3463 details for what the library itself says; its own table gives 550 "no such mailbox" to a policy.
-const LIBRARY_DETAILS: Readonly<Record<number, string>> = {
-  221: '2.0.0', 235: '2.7.0', 250: '2.0.0', 252: '2.5.0', 421: '4.3.2', 451: '4.3.0', 454: '4.7.0', 500: '5.5.2', 501: '5.5.4', 502: '5.5.1',
-  503: '5.5.1', 504: '5.5.4', 530: '5.7.0', 535: '5.7.8', 538: '5.7.11', 554: '5.0.0',
+// What the library says by itself, and what we say instead: its own table of details calls a policy
+// "no such mailbox".
+const INSTEAD: Readonly<Record<string, Reply>> = {
+  'Timeout - closing connection': REPLIES.idleTimeout,
+  'Error: command not recognized': REPLIES.unknownCommand,
+  'Error: too many unrecognized commands': REPLIES.tooManyErrors,
+  'HTTP requests not allowed': REPLIES.earlyTalker,
+  'Error: send HELO/EHLO first': REPLIES.ehloFirst,
+  'Ready to start TLS': REPLIES.tlsReady,
+  'Error: syntax: STARTTLS': REPLIES.badArguments,
+  'Error: TLS already active': REPLIES.badSequence,
+  'Authentication successful': REPLIES.authenticated,
+  'Error: Unrecognized authentication type': REPLIES.unknownMechanism,
+  'Authentication aborted': REPLIES.authAborted,
+  'Error: invalid userdata': REPLIES.badSasl,
+  'Error: missing username': REPLIES.badSasl,
+  'Error: syntax: AUTH PLAIN token': REPLIES.badSasl,
+  'Error: syntax: AUTH LOGIN': REPLIES.badSasl,
+  'Error: internal server error': REPLIES.localError,
+  Bye: REPLIES.bye,
 };
 
-class DoorConnection<Auth extends object> extends SMTPConnection {
+// Faults of a client, not of its mail: a list with bad addresses in it may go on for as long as it is.
+const MISTAKES: ReadonlySet<Reply> = new Set<Reply>([
+  REPLIES.unknownCommand, REPLIES.badArguments, REPLIES.notImplemented, REPLIES.badSequence, REPLIES.ehloFirst, REPLIES.unknownMechanism,
+  REPLIES.authFirst, REPLIES.tlsFirst, REPLIES.authNeedsTls, REPLIES.unknownParameter, REPLIES.badSasl,
+]);
+
+class DoorConnection<Auth extends object> extends SMTPConnection implements ServerSession<Auth> {
   readonly #server: DoorServer<Auth>;
-  readonly #face: ServerSession<Auth>;
   #auth: Auth | undefined;
-  #mail: 'none' | 'open' = 'none';
+  /** `refused`: a client that pipelines sends RCPT and DATA all the same, and that is no mistake. */
+  #mail: 'none' | 'refused' | 'open' = 'none';
   #utf8 = false;
+  #declaredBytes = 0;
   #recipients = 0;
   #errors = 0;
   #stopDeadline: (() => void) | undefined;
@@ -157,36 +223,24 @@ class DoorConnection<Auth extends object> extends SMTPConnection {
     this.#server = server;
     // smtp-server's own count allows ten commands before the login; ours counts mistakes instead.
     this._maxAllowedUnauthenticatedCommands = false;
-    const connection = this;
-    this.#face = {
-      id: this.id,
-      get remoteAddress() {
-        return connection.remoteAddress;
-      },
-      get secure() {
-        return connection.secure;
-      },
-      get auth() {
-        return connection.#auth;
-      },
-      // RFC 3848 and RFC 6531 §4.3
-      get protocol() {
-        return `${connection.#utf8 ? 'UTF8SMTP' : connection.openingCommand === 'EHLO' ? 'ESMTP' : 'SMTP'}${connection.secure ? 'S' : ''}${connection.#auth === undefined ? '' : 'A'}`;
-      },
-      expel(reply) {
-        connection.say(reply);
-        connection.close();
-      },
-    };
+  }
+
+  get auth(): Auth | undefined {
+    return this.#auth;
+  }
+
+  // RFC 3848 and RFC 6531 §4.3; TLS and a login are extensions, so plain SMTP it never is
+  get protocol(): string {
+    return `${this.#utf8 ? 'UTF8SMTP' : 'ESMTP'}${this.secure ? 'S' : ''}${this.#auth === undefined ? '' : 'A'}`;
   }
 
   // The library waits 100 ms for early talkers; one turn of the loop catches those whose bytes are here already.
   override init(): void {
     this._setListeners(() => {
       setImmediate(() => {
-        const refused = this.#server.draining ? REPLIES.draining : this.#server.door.connect(this.#face);
+        const refused = this.#server.draining ? REPLIES.draining : this.#server.door.connect(this);
         if (refused === undefined) this.connectionReady();
-        else this.#face.expel(refused);
+        else this.expel(refused);
       });
     });
   }
@@ -194,31 +248,33 @@ class DoorConnection<Auth extends object> extends SMTPConnection {
   override _createParser(): SMTPStream {
     const parser = new DoorStream({ maxCommandLength: COMMAND_OCTETS });
     parser.oncommand = (command, callback) => this._onCommand(command, callback);
-    parser.on('error', () => this.#face.expel(REPLIES.unreadableLine));
+    parser.on('error', () => this.expel(REPLIES.unreadableLine));
     return parser;
   }
 
   /** Says one of our replies as it is. */
   say(reply: Reply): void {
     super.send(reply.code, reply.lines.map((line) => (reply.enhanced === '' ? line : `${reply.enhanced} ${line}`)), false);
-    if (reply.code >= 500 && reply.code !== 550 && reply.code !== 535) this.#mistake();
   }
 
-  #mistake(): void {
-    this.#errors += 1;
-    if (this.#errors < ERRORS || this._closing) return;
-    this.#errors = 0;
-    this.say(REPLIES.tooManyErrors);
+  /** Says it and closes. */
+  expel(reply: Reply): void {
+    this.say(reply);
     this.close();
   }
 
-  // The library's replies keep their text and get a detail that fits what it says.
-  override send(code: number, data?: string | string[] | null, context?: string | false): void {
-    const detail = context === false ? undefined : LIBRARY_DETAILS[code];
-    if (detail === undefined || typeof data !== 'string') return super.send(code, data, context === false || Array.isArray(data) ? false : context);
-    const text = data.replace(/^Error: /, '').toLowerCase();
-    super.send(code, /^[245]\.\d+\.\d+ /.test(text) ? text : `${detail} ${text}`, false);
-    if (code === 500 || code === 501 || code === 503 || code === 504) this.#mistake();
+  #sayAndCount(reply: Reply): void {
+    this.say(reply);
+    if (!MISTAKES.has(reply) || this._closing) return;
+    this.#errors += 1;
+    if (this.#errors >= ERRORS) this.expel(REPLIES.tooManyErrors);
+  }
+
+  override send(code: number, data?: string | string[] | null, _context?: string | false): void {
+    const instead = typeof data !== 'string' ? undefined : data.endsWith('You talk too soon') ? REPLIES.earlyTalker : INSTEAD[data];
+    if (instead === undefined) return super.send(code, data, false);
+    if (code === 421) this.expel(instead);
+    else this.#sayAndCount(instead);
   }
 
   // RFC 2034 §4: the code is part of the text here, chosen by whoever refuses.
@@ -227,53 +283,66 @@ class DoorConnection<Auth extends object> extends SMTPConnection {
   }
 
   override handler_EHLO(command: Buffer, callback: () => void): void {
-    const name = command.toString('latin1').trim().split(/\s+/);
-    if (name.length !== 2 || !/^[\w.:[\]-]{1,255}$/.test(name[1] ?? '')) return this.#answer(REPLIES.badArguments, callback);
-    this.hostNameAppearsAs = (name[1] ?? '').toLowerCase();
-    this._resetSession();
+    if (!this.#greeted(command)) return this.#answer(REPLIES.badArguments, callback);
     const { hostname, messageBytes } = this.#server.limits;
     // RFC 4954 §4: AUTH is offered where a password may be sent, which is under TLS.
-    const offered = this.secure ? [...(this.#auth === undefined ? ['AUTH PLAIN LOGIN'] : [])] : ['STARTTLS'];
+    const login = this.#auth === undefined ? ['AUTH PLAIN LOGIN'] : [];
+    const offered = this.secure ? login : ['STARTTLS'];
     super.send(250, [hostname, 'PIPELINING', '8BITMIME', 'SMTPUTF8', 'ENHANCEDSTATUSCODES', 'DSN', ...offered, `SIZE ${messageBytes}`], false);
     callback();
+  }
+
+  override handler_HELO(command: Buffer, callback: () => void): void {
+    if (!this.#greeted(command)) return this.#answer(REPLIES.badArguments, callback);
+    super.send(250, this.#server.limits.hostname, false);
+    callback();
+  }
+
+  /** The client's name is used for nothing, so nearly anything will do. RFC 5321 §4.1.4: it resets. */
+  #greeted(command: Buffer): boolean {
+    const [, name, ...more] = command.toString('latin1').trim().split(/\s+/);
+    if (name === undefined || more.length > 0 || name.length > 255 || /[\0-\x1f\x7f]/.test(name)) return false;
+    this.hostNameAppearsAs = name;
+    this._resetSession();
+    return true;
   }
 
   override handler_AUTH(command: Buffer, callback: () => void): void {
     if (!this.secure) return this.#answer(REPLIES.authNeedsTls, callback);
     // RFC 4954 §4: not within a transaction, and once a session.
-    if (this.#mail !== 'none' || this.#auth !== undefined) return this.#answer(REPLIES.badSequence, callback);
+    if (this.#mail === 'open' || this.#auth !== undefined) return this.#answer(REPLIES.badSequence, callback);
     super.handler_AUTH(command, callback);
   }
 
-  /** Called by the server's onAuth. */
-  login(login: { readonly username: string; readonly password: string }, callback: (error: Error | null | undefined, answer?: { user?: unknown }) => void): void {
-    this.#server.door.authenticate(this.#face, login).then((answer) => {
-      if ('auth' in answer) {
-        this.#auth = answer.auth;
-        callback(null, { user: true });
-      } else {
-        callback(Object.assign(new Error(`${answer.enhanced} ${answer.lines.join(' ')}`), { responseCode: answer.code }));
-      }
-    }, (error: unknown) => {
+  /** Asked by the server's onAuth: undefined when the login worked. */
+  async login(login: Login): Promise<Reply | undefined> {
+    try {
+      const answer = await this.#server.door.authenticate(this, login);
+      if (!('auth' in answer)) return answer;
+      this.#auth = answer.auth;
+      return undefined;
+    } catch (error) {
       this.#server.door.onBug(error);
-      callback(Object.assign(new Error(`${REPLIES.localError.enhanced} ${REPLIES.localError.lines.join(' ')}`), { responseCode: 451 }));
-    });
+      return REPLIES.localError;
+    }
   }
 
   override handler_MAIL(command: Buffer, callback: () => void): void {
     if (!this.secure) return this.#answer(REPLIES.tlsFirst, callback);
     if (this.#auth === undefined) return this.#answer(REPLIES.authFirst, callback);
-    if (this.#mail !== 'none') return this.#answer(REPLIES.badSequence, callback);
+    if (this.#mail === 'open') return this.#answer(REPLIES.badSequence, callback);
     if (this.#server.draining) {
-      this.#face.expel(REPLIES.draining);
+      this.expel(REPLIES.draining);
       return callback();
     }
+    this.#mail = 'refused';
     const parsed = parseMail(command.toString('utf8'));
     if ('code' in parsed) return this.#answer(parsed, callback);
     // RFC 1870 §6.1
     if (parsed.sizeBytes > this.#server.limits.messageBytes) return this.#answer(REPLIES.tooBig, callback);
     this.#utf8 = parsed.smtpUtf8;
-    this.#ask(this.#server.door.mail(this.#face, parsed), callback, () => {
+    this.#declaredBytes = parsed.sizeBytes;
+    this.#ask(this.#server.door.mail(this, parsed), callback, () => {
       this.#mail = 'open';
       this.#recipients = 0;
       return REPLIES.senderOk;
@@ -281,11 +350,11 @@ class DoorConnection<Auth extends object> extends SMTPConnection {
   }
 
   override handler_RCPT(command: Buffer, callback: () => void): void {
-    if (this.#mail !== 'open') return this.#answer(REPLIES.badSequence, callback);
+    if (this.#mail !== 'open') return this.#outOfSequence(callback);
     const parsed = parseRcpt(command.toString('utf8'), this.#utf8);
     if ('code' in parsed) return this.#answer(parsed, callback);
     if (this.#recipients >= this.#server.limits.recipientsPerMessage) return this.#answer(REPLIES.tooManyRecipients, callback);
-    this.#ask(this.#server.door.rcpt(this.#face, parsed), callback, () => {
+    this.#ask(this.#server.door.rcpt(this, parsed), callback, () => {
       this.#recipients += 1;
       return REPLIES.recipientOk;
     });
@@ -293,13 +362,13 @@ class DoorConnection<Auth extends object> extends SMTPConnection {
 
   override handler_DATA(command: Buffer, callback: () => void): void {
     if (command.toString('latin1').trim().length > 4) return this.#answer(REPLIES.badArguments, callback);
-    if (this.#mail !== 'open') return this.#answer(REPLIES.badSequence, callback);
+    if (this.#mail !== 'open') return this.#outOfSequence(callback);
     // RFC 5321 §4.1.1.4
     if (this.#recipients === 0) return this.#answer(REPLIES.noRecipients, callback);
     const parser = this._parser;
     if (!(parser instanceof DoorStream)) return callback();
-    const intake = new Intake(this.#server.limits.messageBytes);
-    this.#stopDeadline = this.#server.limits.clock.after(this.#server.limits.dataTimeoutMs, () => this.#face.expel(REPLIES.dataTimeout));
+    const intake = new Intake(this.#server.limits.messageBytes, this.#declaredBytes);
+    this.#stopDeadline = this.#server.limits.clock.after(this.#server.limits.dataTimeoutMs, () => this.expel(REPLIES.dataTimeout));
     parser.collect(intake, () => this.#received(intake, parser));
     super.send(354, 'end data with <CR><LF>.<CR><LF>', false);
     callback();
@@ -316,7 +385,7 @@ class DoorConnection<Auth extends object> extends SMTPConnection {
     // While the message is being stored the client waits for us: its silence is no idleness.
     this._handlerPending = true;
     if (collected.kind === 'refused') return this.#answer(collected.reply, finish);
-    this.#ask(this.#server.door.data(this.#face, collected.raw), finish, () => REPLIES.localError);
+    this.#ask(this.#server.door.data(this, collected.raw), finish, () => REPLIES.localError);
   }
 
   override handler_RSET(_command: Buffer, callback: () => void): void {
@@ -337,7 +406,7 @@ class DoorConnection<Auth extends object> extends SMTPConnection {
   override _resetSession(): void {
     super._resetSession();
     // The library may call this before our fields exist.
-    if (#face in this) this.#endTransaction();
+    if (#server in this) this.#endTransaction();
   }
 
   override _onClose(): void {
@@ -346,36 +415,48 @@ class DoorConnection<Auth extends object> extends SMTPConnection {
     if (!first) return;
     this.#stopDeadline?.();
     this.#endTransaction();
-    this.#server.door.close(this.#face);
+    this.#server.door.close(this);
   }
 
   /** Drain: a session between transactions goes at once, others after their message. */
   leaveWhenIdle(): void {
-    if (this.#mail === 'none' && !this.#busy) this.#face.expel(REPLIES.draining);
+    if (this.#mail !== 'open' && !this.#busy) this.expel(REPLIES.draining);
   }
 
   #endTransaction(): void {
-    if (this.#mail === 'none') return;
+    const open = this.#mail === 'open';
     this.#mail = 'none';
+    if (!open) return;
     this.#recipients = 0;
-    this.#server.door.reset(this.#face);
+    this.#server.door.reset(this);
     if (this.#server.draining && !this._closing) setImmediate(() => this.leaveWhenIdle());
   }
 
-  #answer(reply: Reply, callback: () => void): void {
-    this.say(reply);
+  #outOfSequence(callback: () => void): void {
+    if (this.#mail !== 'refused') return this.#answer(REPLIES.badSequence, callback);
+    this.say(REPLIES.badSequence);
     callback();
   }
 
-  /** Waits for the door; undefined means what `otherwise` says. */
+  #answer(reply: Reply, callback: () => void): void {
+    this.#sayAndCount(reply);
+    callback();
+  }
+
+  /** Waits for the door; undefined means what `otherwise` says. Every path calls back, so nothing is left to catch. */
   #ask(asked: Promise<Reply | undefined>, callback: () => void, otherwise: () => Reply): void {
     this.#busy = true;
-    asked.catch((error: unknown) => {
-      this.#server.door.onBug(error);
-      return REPLIES.localError;
-    }).then((answer) => {
+    const answered = async (): Promise<void> => {
+      let answer: Reply | undefined;
+      try {
+        answer = await asked;
+      } catch (error) {
+        this.#server.door.onBug(error);
+        answer = REPLIES.localError;
+      }
       this.#busy = false;
       this.#answer(answer ?? otherwise(), callback);
-    }).catch((error: unknown) => this.#server.door.onBug(error));
+    };
+    void answered();
   }
 }

@@ -1,5 +1,6 @@
 // Slows down who guesses passwords. Failures are counted for ten minutes per client address and per
-// account; each one is answered later than the one before, and past the limit nobody is heard at all.
+// account; each one is answered later than the one before, and past the limit nobody is heard at all,
+// save an address from which this account has logged in: guessing shuts out no customer.
 // The same work is done for an unknown account as for a wrong secret (test T26). RFC 4954 §4, §9.
 import { createHash, timingSafeEqual } from 'node:crypto';
 import type { Clock } from '../runtime/index.ts';
@@ -24,6 +25,8 @@ export function secretMatches(credential: Credential | undefined, secret: string
 export class Logins {
   readonly #clock: Clock;
   readonly #failures = new Map<string, { count: number; since: number }>();
+  /** `address username` of logins that worked. */
+  readonly #proven = new Set<string>();
 
   constructor(clock: Clock) {
     this.#clock = clock;
@@ -31,7 +34,8 @@ export class Logins {
 
   /** True when this address or account has used up its failures. */
   blocked(address: string, username: string, limit: number): boolean {
-    return this.#count(`a ${address}`) >= limit || this.#count(`u ${username}`) >= limit;
+    if (this.#count(`a ${address}`) >= limit) return true;
+    return this.#count(`u ${username}`) >= limit && !this.#proven.has(`${address} ${username}`);
   }
 
   /** Notes a failure. @returns the ms to wait before it is answered */
@@ -41,8 +45,10 @@ export class Logins {
   }
 
   /** A login that worked clears the account, not the address: one good password must not buy guesses. */
-  succeeded(username: string): void {
+  succeeded(address: string, username: string): void {
     this.#failures.delete(`u ${username}`);
+    this.#proven.add(`${address} ${username}`);
+    forgetOldest(this.#proven);
   }
 
   #count(key: string): number {
@@ -57,10 +63,13 @@ export class Logins {
     const count = this.#count(key) + 1;
     const since = this.#failures.get(key)?.since ?? this.#clock.now();
     this.#failures.set(key, { count, since });
-    if (this.#failures.size > REMEMBERED) {
-      const oldest = this.#failures.keys().next().value;
-      if (oldest !== undefined) this.#failures.delete(oldest);
-    }
+    forgetOldest(this.#failures);
     return count;
   }
+}
+
+function forgetOldest(known: Map<string, unknown> | Set<string>): void {
+  if (known.size <= REMEMBERED) return;
+  const oldest = known.keys().next().value;
+  if (oldest !== undefined) known.delete(oldest);
 }

@@ -4,6 +4,7 @@
 // message() only when every octet has arrived and is clean, and reset() once a transaction is over.
 // When it cannot tell, it says 451. RFC 6409, RFC 8314.
 import { readFileSync, statSync } from 'node:fs';
+import { createSecureContext } from 'node:tls';
 import {
   Gcra, MailError, REPLIES, isMailError, parseAddress, reply,
   type EnvelopeRecipient, type MessageId, type Reply, type Submitted,
@@ -62,7 +63,8 @@ export async function openSubmission(options: SubmissionOptions): Promise<Submis
   const servers: DoorServer<Credential>[] = [];
   const open = async (at: Listen, implicitTls: boolean, key: string): Promise<number> => {
     const smtp = new DoorServer<Credential>({
-      hostname: server.hostname, implicitTls, ...pair, messageBytes: server.limits.messageBytes, recipientsPerMessage: server.limits.recipientsPerMessage,
+      hostname: server.hostname, implicitTls, ...pair, connections: server.limits.connections, connectionsPerAddress: server.limits.connectionsPerAddress,
+      messageBytes: server.limits.messageBytes, recipientsPerMessage: server.limits.recipientsPerMessage,
       idleTimeoutMs: server.limits.idleTimeoutMs, dataTimeoutMs: server.limits.dataTimeoutMs, clock, door,
     });
     servers.push(smtp);
@@ -125,7 +127,9 @@ interface PairFiles {
 
 function readPair({ certificateFile, keyFile }: PairFiles): { readonly cert: Buffer; readonly key: Buffer } {
   try {
-    return { cert: readFileSync(certificateFile), key: readFileSync(keyFile) };
+    const pair = { cert: readFileSync(certificateFile), key: readFileSync(keyFile) };
+    createSecureContext(pair); // throws when the two do not fit
+    return pair;
   } catch (cause) {
     throw new MailError('E_KEY_UNREADABLE', `TLS certificate: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
   }
@@ -171,7 +175,7 @@ class SubmissionDoor implements Door<Credential> {
     if (this.#logins.blocked(session.remoteAddress, username, server.limits.authFailures)) return REPLIES.authSlow;
     const credential = credentials.get(username);
     if (secretMatches(credential, password) && credential !== undefined && !(await hooks.suspended(credential.tenant))) {
-      this.#logins.succeeded(username);
+      this.#logins.succeeded(session.remoteAddress, username);
       return { auth: credential };
     }
     metrics.authFailures.inc();
