@@ -80,7 +80,7 @@ export async function openStores(root: string, log: Log, metrics = new Metrics()
 export async function serve(root: string, options: { readonly log?: Log } = {}): Promise<Daemon> {
   const closers: (() => Promise<void> | void)[] = [];
   const close = async (): Promise<void> => {
-    for (const step of closers.splice(0).reverse()) await step();
+    for (const step of closers.splice(0).toReversed()) await step();
   };
   try {
     const live = await open(root, closers, options.log);

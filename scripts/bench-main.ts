@@ -227,10 +227,14 @@ async function startCounter(): Promise<Counter> {
   await new Promise((resolve) => setTimeout(resolve, 200));
   return {
     async reached(wanted) {
-      for (let still = 0, last = count; count < wanted; still = count === last ? still + 1 : 0, last = count) {
-        if (still > 3_000) throw new Error(`the sink has ${count} of ${wanted} and nothing more comes`);
+      let last = -1;
+      for (let still = 0; still < 3_000; still++) {
+        if (count >= wanted) return;
+        if (count !== last) still = 0;
+        last = count;
         await new Promise((resolve) => setTimeout(resolve, 10));
       }
+      throw new Error(`the sink has ${count} of ${wanted} and nothing more comes`);
     },
     stop: () => void child.kill(),
   };
