@@ -51,7 +51,7 @@ t.test('notify reaches a supervisor', { skip: python ? false : 'needs python3 an
   const dir = mkdtempSync(join(tmpdir(), 'postern-notify-'));
   t.teardown(() => rmSync(dir, { recursive: true }));
   const { spawn } = await import('node:child_process');
-  const listener = spawn('python3', ['-c', 'import socket,sys\ns=socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM);s.settimeout(10);s.bind(sys.argv[1]);print("up",flush=True)\nprint(repr(s.recv(4096)),flush=True)', join(dir, 's')]);
+  const listener = spawn('python3', ['-c', 'import socket,sys\ns=socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM);s.settimeout(10);s.bind(sys.argv[1]);print("up",flush=True)\nprint(repr(s.recv(4096)),flush=True)\n# then the barrier: systemd-notify waits until its descriptor is closed, which not taking it does\ns.recv(4096)', join(dir, 's')]);
   t.teardown(() => listener.kill());
   let said = '';
   listener.stdout.on('data', (part) => { said += String(part); });
