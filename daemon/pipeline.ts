@@ -145,12 +145,18 @@ function refuse(house: House, { tenant, stream }: Place, messageId: string, verd
 async function attempt(house: House, due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean }> {
   const tried = await tryOnce(house, due, lane, route);
   await settle(house, due, lane, tried);
+  if (tried.hold === true) {
+    // Damaged on disk: kept for a person to look at, never sent and never dropped.
+    await house.spool.hold({ id: due.id });
+    record(house, 'held', { tenant: due.message.origin.tenant, message_id: due.id, reason: 'the stored message does not match its seal' });
+  }
   const { outcome } = tried;
   return { reached: outcome.kind !== 'deferred' || (outcome.phase !== 'connect' && outcome.phase !== 'dns') };
 }
 
 interface Tried {
   readonly outcome: Outcome;
+  readonly hold?: boolean;
   /** What the event tells of the copy that was sent. */
   readonly copy?: Pick<Event, 'policy' | 'evidence' | 'links' | 'pixel' | 'signatures'>;
 }
@@ -177,7 +183,7 @@ async function tryOnce(house: House, due: Due, lane: LaneName, route: RouteResul
   } catch (error) {
     if (!isMailError(error)) throw error;
     house.log.error({ code: error.code, message_id: due.id, err: error.message }, 'attempt not made');
-    return { outcome: wait(`local error ${error.code}`) };
+    return { outcome: wait(`local error ${error.code}`), hold: error.code === 'E_SPOOL_CORRUPT' };
   }
 }
 

@@ -13,6 +13,7 @@ import type { LaneLimits, Settings } from '../settings/index.ts';
 import { connectSession, type Connected, type DsnParameters, type Letter, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
 import { classify, type BounceClass } from './classify.ts';
 import { SessionPool } from './pool.ts';
+import { ConnectionTurns } from './turn.ts';
 import { laneLimits, orderHosts, RouteCache, type HostsRoute, type RouteResult, type TargetHost } from './route.ts';
 
 export interface Deliverer {
@@ -88,6 +89,7 @@ class Sender {
   readonly #parts: DelivererParts;
   readonly #pool: SessionPool;
   readonly #signal: AbortSignal;
+  readonly #turns: ConnectionTurns;
   /** Address and port -> until when TLS is not tried. */
   readonly #brokenTls = new Map<string, number>();
 
@@ -95,6 +97,7 @@ class Sender {
     this.#parts = parts;
     this.#pool = pool;
     this.#signal = signal;
+    this.#turns = new ConnectionTurns(parts.clock);
   }
 
   async attempt(signed: Signed, route: HostsRoute, egressId: string): Promise<Outcome> {
@@ -163,7 +166,8 @@ class Sender {
     const where = `${target.address} ${target.host.port}`;
     const known = this.#brokenTls.get(where);
     const remembered = lane.tls === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
-    const connect = (mode: LaneLimits['tls']): Promise<Connected> => {
+    const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
+      await this.#turns.wait(lane.id, lane.limits.connectionRate, this.#signal);
       this.#pool.makeRoom(lane.id, lane.limits.connections);
       return connectSession({
         host: target.address,

@@ -318,7 +318,8 @@ export class Schedule<Route> {
 
   #dropIdle(lane: Lane<Route>): void {
     // A lane that is paused or rate-limited keeps its state, or a quiet second would reset its limits.
-    if (lane.active > 0 || !lane.turns.empty || lane.rate !== undefined || lane.pausedUntil > this.#options.clock.now()) return;
+    const now = this.#options.clock.now();
+    if (lane.active > 0 || !lane.turns.empty || lane.rate?.idle(now) === false || lane.pausedUntil > now) return;
     this.#lanes.delete(lane.name.id);
   }
 
