@@ -87,6 +87,7 @@ export class Segments {
   #last = 0;
   #waiting: Append[] = [];
   #running: Promise<void> | undefined;
+  #writing = false;
   #spaceCheckedAt = -Infinity;
   #freeBytes = Infinity;
 
@@ -141,6 +142,23 @@ export class Segments {
     if (segment === undefined) return;
     segment.pending--;
     this.#dropIfEmpty(segment);
+  }
+
+  /**
+   * The row of an appended record will never be committed; in place of settled(). Its octets are cut off
+   * again where nothing has been appended behind them; elsewhere they are dead, and count as such.
+   */
+  abandoned(place: Place, length: number): void {
+    const segment = this.#all.get(place.segment);
+    if (segment !== undefined && segment === this.#active && !this.#writing && segment.fd !== undefined && place.offset + length === segment.size) {
+      try {
+        ftruncateSync(segment.fd, place.offset);
+        segment.size = place.offset;
+      } catch (error) {
+        this.#log.warn({ segment: segment.number, err: String(error) }, 'the body of a refused message stays until its segment is sparse');
+      }
+    }
+    this.settled(place);
   }
 
   liveOf(number: number): number {
@@ -251,6 +269,7 @@ export class Segments {
     const length = group.reduce((sum, a) => sum + a.length, 0);
     const segment = this.#room(length);
     segment.users++;
+    this.#writing = true;
     try {
       const fd = this.#fdOf(segment);
       await writeAll(fd, group.flatMap((a) => a.pieces), segment.size);
@@ -259,6 +278,7 @@ export class Segments {
       this.#retire(segment);
       throw error;
     } finally {
+      this.#writing = false;
       segment.users--;
       this.#closeIfGone(segment);
     }

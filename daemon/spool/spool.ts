@@ -152,7 +152,8 @@ export class Spool {
     });
     if (rows.length === 0) throw new RangeError('a message without recipients');
 
-    const place = await this.#segments.append([formatRecordHead(id, sealedMeta.length, sealedBody.length), sealedMeta, sealedBody]);
+    const record = [formatRecordHead(id, sealedMeta.length, sealedBody.length), sealedMeta, sealedBody];
+    const place = await this.#segments.append(record);
     try {
       await this.#committer.change(true, (draft) => {
         if (draft.message(id) !== undefined) throw new RangeError(`message ${id} is stored already`);
@@ -160,9 +161,11 @@ export class Spool {
         for (const [index, row] of rows.entries()) draft.putRecipient(id, index, row, undefined);
         for (const queue of queues.values()) draft.useQueue(queue.id, () => formatQueueRow(keys.payload, queue.id, origin.tenant, queue.domain));
       });
-    } finally {
-      this.#segments.settled(place);
+    } catch (error) {
+      this.#segments.abandoned(place, record.reduce((sum, piece) => sum + piece.length, 0));
+      throw error;
     }
+    this.#segments.settled(place);
     this.#bodies.set(id, raw, raw.length);
     this.#metas.set(id, meta, 1);
     for (const queue of queues.values()) this.#say({ queue: queue.id.toString('hex'), tenant: origin.tenant, domain: queue.domain, nextAt: storedAt });

@@ -1,6 +1,6 @@
 // kill -9 at any moment and a disk that takes no more: nothing acknowledged is lost, nothing settled
 // comes back, nothing refused is kept, and the next start leaves no file without a live row.
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -20,9 +20,9 @@ interface Told {
 }
 
 /** Runs the child, kills it after `killMs` if given, and reads what it said. */
-async function run(dir: string, mode: 'kill' | 'full' | 'rows', killMs?: number): Promise<Told> {
+async function run(dir: string, mode: 'kill' | 'full' | 'rows' | 'disk', killMs?: number): Promise<Told> {
   // RLIMIT_FSIZE in 1024-octet blocks: no file may pass it, which a process sees as EFBIG.
-  const command = mode !== 'kill' ? ['sh', '-c', 'ulimit -f 6000; exec "$0" "$@"', process.execPath, CHILD, dir, mode] : [process.execPath, CHILD, dir, mode];
+  const command = mode === 'full' || mode === 'rows' ? ['sh', '-c', 'ulimit -f 6000; exec "$0" "$@"', process.execPath, CHILD, dir, mode] : [process.execPath, CHILD, dir, mode];
   const child = spawn(command[0] ?? '', command.slice(1), { stdio: ['ignore', 'pipe', 'pipe'] });
   const out: Buffer[] = [];
   const err: Buffer[] = [];
@@ -112,3 +112,31 @@ for (const [mode, what] of [['full', 'segments'], ['rows', 'rows']] as const) {
     await verify(t, dir, round);
   });
 }
+
+/** A file system of 12 MiB on this folder; the reason when there cannot be one. */
+function mountSmall(dir: string): string | undefined {
+  try {
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=12m,mode=0700', 'tmpfs', dir], { stdio: 'pipe' });
+    return undefined;
+  } catch (error) {
+    return `no small file system can be mounted here (needs root and mount): ${String(error)}`;
+  }
+}
+
+const small = folder();
+const unmountable = mountSmall(small);
+if (unmountable !== undefined) t.comment(`SKIPPED LOUDLY: ${unmountable}`);
+t.teardown(() => {
+  if (unmountable === undefined) execFileSync('umount', [small]);
+  rmSync(small, { recursive: true });
+});
+
+t.test('a real disk without room: refused with a code, the process lives, what waits still goes', { skip: unmountable ?? false }, async (t) => {
+  const round = await run(small, 'disk', 30_000);
+  t.equal(round.status, 0, round.stderr);
+  t.ok(round.stored.size > 0 && round.refused.size >= 40);
+  t.same([...new Set(round.refused.values())], ['E_SPOOL_FULL']);
+  t.equal(round.lines.at(-1), 'closed');
+  t.ok(round.settled.size > 0, `${round.settled.size} were settled on the full disk`);
+  await verify(t, small, round);
+});

@@ -71,6 +71,8 @@ t.test('due gives the earliest first, passes over what is under way, and stops a
   for (const [i, d] of rows.entries()) await spool.settle(d, { kind: 'later', nextAt: LATER - i, lastReply: '' });
   const [q] = [...spool.queues()];
   t.equal(q?.nextAt, LATER - 4);
+  t.equal(spool.nextAt(q?.queue ?? ''), LATER - 4);
+  t.equal(spool.nextAt('0'.repeat(32)), undefined);
   const got = spool.due(q?.queue ?? '', LATER, 2, (id) => id === rows[3]?.id);
   t.same(got.map((d) => d.id), [rows[4]?.id, rows[2]?.id]);
 });
@@ -156,6 +158,13 @@ t.test('a damaged body is refused; a damaged envelope is held', async (t) => {
   let again = await openIn(dir);
   t.equal(all(again).length, 1);
   await t.rejects(again.body(m.id), { code: 'E_SPOOL_CORRUPT' });
+  // What the attempt does then: hold the message, and whatever it still settles leaves it held.
+  const [found] = all(again) as [Waiting];
+  t.equal(await again.hold({ id: m.id }), 1);
+  await again.settle(found, { kind: 'later', nextAt: Date.now(), lastReply: '' });
+  t.same(all(again), [], 'a held recipient is not due');
+  t.same([...again.queues()], []);
+  t.equal(await again.release({ id: m.id }), 1);
   await again.close();
   flip(60);
   again = await openIn(dir);
@@ -219,4 +228,48 @@ t.test('ten thousand domains, sixty thousand rows', async (t) => {
   t.equal(heads.length, 10_000);
   t.comment(`stored in ${Math.round(storedMs)} ms, 10,000 heads in ${Math.round(performance.now() - seeking)} ms`);
   t.equal(spool.due(heads[0]?.queue ?? '', FAR, 100).length, 6);
+});
+
+t.test('the due index holds what the rows say, through several rounds of late changes and a reopening', async (t) => {
+  const dir = folder();
+  t.teardown(() => rmSync(dir, { recursive: true }));
+  let spool = await openIn(dir);
+  const expected = new Map<string, number>();
+  const agree = (what: string): void => {
+    const found = new Map<string, number>();
+    for (const q of spool.queues()) {
+      t.ok(q.nextAt === spool.nextAt(q.queue), 'a head is the first of its queue') || t.comment(q);
+      for (const d of spool.due(q.queue, FAR, 100_000)) found.set(`${d.id}/${d.index}`, d.recipient.nextAt);
+    }
+    t.equal(found.size, expected.size, what);
+    t.equal([...expected].filter(([key, at]) => found.get(key) !== at).length, 0, `${what}: every recipient at its time, once`);
+    t.equal(spool.counts().recipients, expected.size);
+  };
+  for (let round = 0; round < 4; round++) {
+    for (let i = 0; i < 4; i++) {
+      // Every other message has an id from long ago, as one whose session was slow.
+      const m = composed(Array.from({ length: 1_500 }, (_, j) => `p${j}@d${j % 37}.example`), 100, 'acme', Date.now() - (i % 2) * 3_600_000);
+      const { storedAt } = await spool.store(m, { expiresAt: FAR });
+      for (let j = 0; j < 1_500; j++) expected.set(`${m.id}/${j}`, storedAt);
+    }
+    const waiting = all(spool);
+    await Promise.all(waiting.map(async (d, i) => {
+      const key = `${d.id}/${d.index}`;
+      if (i % 3 === 0) {
+        expected.set(key, LATER + i);
+        await spool.settle(d, { kind: 'later', nextAt: LATER + i, lastReply: '' });
+      } else if (i % 3 === 1 && round < 3) {
+        expected.delete(key);
+        await spool.settle(d, { kind: 'done' });
+      }
+    }));
+    if (round === 2) agree(`round ${round}`);
+    await spool.close();
+    spool = await openIn(dir);
+    if (round !== 2) agree(`reopened after round ${round}`);
+  }
+  t.equal(await spool.drop({}), expected.size);
+  t.match(spool.counts(), { messages: 0, recipients: 0, liveBytes: 0 });
+  t.same([...spool.queues()], []);
+  await spool.close();
 });
