@@ -3,6 +3,10 @@ import t from 'tap';
 import { ConnectionTurns } from '../../daemon/deliver/turn.ts';
 import { systemClock } from '../../daemon/runtime/index.ts';
 
+// The daemon's timers do not keep a process alive; a test has to.
+const awake = setInterval(() => undefined, 1_000);
+t.teardown(() => clearInterval(awake));
+
 t.test('twenty a second are twenty a second, and lanes do not share', async (t) => {
   const turns = new ConnectionTurns(systemClock);
   const rate = { count: 20, perMs: 1000, burst: 1 };
