@@ -15,11 +15,13 @@ export type Limits = Partial<Server['limits']>;
 
 export class Hooks implements SubmissionHooks {
   readonly contexts: SubmissionContext[] = [];
+  readonly senders: string[] = [];
   readonly submitted: Submitted[] = [];
   resets = 0;
   readonly suspendedTenants = new Set<string>();
   async sender(context: SubmissionContext, mailFrom: string): Promise<Reply | undefined> {
     this.contexts.push(context);
+    this.senders.push(mailFrom);
     return mailFrom.startsWith('not-mine') ? reply(550, '7.1', 'not an address this credential may send from') : undefined;
   }
   async recipient(_context: SubmissionContext, { wire }: EnvelopeRecipient): Promise<Reply | undefined> {
