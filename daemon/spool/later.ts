@@ -33,6 +33,7 @@ export class LaterIndex {
   readonly #queues = new Map<string, Set<string>>();
   /** The round going out, the last key first. */
   #round: string[] = [];
+  #hurried = false;
   #floor: MessageId = '';
   #newest: MessageId = '';
   /** What LMDB holds of it. */
@@ -88,9 +89,15 @@ export class LaterIndex {
     if (!this.#changes.has(text)) this.#changes.set(text, 'gone');
   }
 
+  /** Lets the next round begin with the next commit, however few changes wait. */
+  hurry(): void {
+    this.#hurried = true;
+  }
+
   /** What goes out with a commit that brings `coming` changes. Call it before mayWait(), and committed() after it. */
   slice(coming: number): Slice {
-    if (this.#round.length === 0 && this.#changes.size >= WAIT_CHANGES) {
+    if (this.#round.length === 0 && this.#changes.size >= (this.#hurried ? 1 : WAIT_CHANGES)) {
+      this.#hurried = false;
       this.#round = [...this.#changes.keys()].sort().reverse();
       // From here on only younger messages may wait, so that the end of the round raises the floor.
       this.#floor = this.#newest;

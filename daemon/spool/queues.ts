@@ -91,6 +91,11 @@ export class QueueIndex {
     return undefined;
   }
 
+  /** Lets go out what still keeps queues from being empty, with the commits to come. */
+  hurry(): void {
+    this.#later.hurry();
+  }
+
   /** False as long as anything may still point to the queue. */
   isEmpty(queue: Buffer): boolean {
     return !this.#later.hasQueue(queue) && this.#first(queue)?.equals(queue) !== true;

@@ -4,7 +4,7 @@
 // frees and takes single pages (a table whose values need runs of pages slows down for ever).
 //   message   <id 26>                                     segment, offset, lengths, recipients left, tenant
 //   recipient <id 26><index 4>                            attempts, times, held, queue, hashes, sealed rest
-//   due       <queue 16><time 6><id 26><index 4>          empty
+//   due       <queue 16><time 6><id 26><index 4>          empty; written late, see later.ts
 //   queue     <queue 16>                                  tenant, sealed domain
 //   segment   <number 4>                                  live octets, absolute
 //             <0>                                         recipients, floor (see later.ts)

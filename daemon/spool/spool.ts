@@ -7,7 +7,8 @@
 // | state | atomic step that leads to the next | what a crash here leaves | who cleans up |
 // |---|---|---|---|
 // | waiting to be stored, in memory | append and sync of the group | a torn tail, or whole records without rows | nobody saw a 250; the file is unlinked at start if it has no live row, else the dead octets go when it is rewritten |
-// | body synced | commit of message, recipient, due, queue and live rows | records without rows | as above |
+// | body synced | commit of message, recipient, queue and live rows | records without rows | as above |
+// | due index changed | a slice of the changes with each later commit | entries without a row, rows without an entry | readers pass over the first; the start finds the second (later.ts) |
 // | stored, waiting | settle: one commit | nothing: the recipient is due again, so at most one duplicate | the next attempt |
 // | last recipient settled | unlink of a segment that became empty | a file no segment row names | start unlinks it |
 // | segment sparse | copy and sync, then commit of the new place | a copy without a row; the old place still counts | dead octets, as above |

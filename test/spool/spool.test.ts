@@ -245,7 +245,7 @@ t.test('the due index holds what the rows say, through several rounds of late ch
     t.equal([...expected].filter(([key, at]) => found.get(key) !== at).length, 0, `${what}: every recipient at its time, once`);
     t.equal(spool.counts().recipients, expected.size);
   };
-  for (let round = 0; round < 4; round++) {
+  for (let round = 0; round < 3; round++) {
     for (let i = 0; i < 4; i++) {
       // Every other message has an id from long ago, as one whose session was slow.
       const m = composed(Array.from({ length: 1_500 }, (_, j) => `p${j}@d${j % 37}.example`), 100, 'acme', Date.now() - (i % 2) * 3_600_000);
@@ -258,7 +258,7 @@ t.test('the due index holds what the rows say, through several rounds of late ch
       if (i % 3 === 0) {
         expected.set(key, LATER + i);
         await spool.settle(d, { kind: 'later', nextAt: LATER + i, lastReply: '' });
-      } else if (i % 3 === 1 && round < 3) {
+      } else if (i % 3 === 1 && round < 2) {
         expected.delete(key);
         await spool.settle(d, { kind: 'done' });
       }
