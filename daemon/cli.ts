@@ -62,7 +62,7 @@ async function asker(options: Common): Promise<(op: string, params: Record<strin
   if ((await callControl(socket, 'status', {})) !== 'not-running') return (op, params) => callControl(socket, op, params);
   const stores = await openStores(configDir(options), openLog('silent'));
   closers.push(() => stores.close());
-  const operations = operationsOf({ ...stores, settings: () => stores.live.current(), clock: systemClock, lanes: () => [] });
+  const operations = operationsOf({ ...stores, settings: () => stores.live.current(), clock: systemClock, lanes: () => [], expel: () => undefined });
   return async (op, params) => {
     const operation = operations[op];
     if (operation === undefined) throw new MailError('E_CONTROL', `${op} needs a running daemon`);
@@ -208,6 +208,17 @@ for (const [name, about] of [
 command(root, 'trace <id>', 'print everything that happened to a message').action(run(async (id: string, options: Common) => {
   const result = await ask(options, 'trace', { id }) as { events: Record<string, unknown>[] };
   print(options, result, () => result.events.length === 0 ? 'no events: the journal does not reach back that far, or the id is not ours' : table(result.events));
+}));
+
+const tenant = group('tenant', 'tenants');
+command(tenant, 'suspend <id>', 'stop a tenant: logins, sessions and its queue; recipients can still unsubscribe').requiredOption('--cause <text>', 'why, for the record')
+  .action(run(async (id: string, options: Common) => {
+    const result = await ask(options, 'suspend', { ...options, tenant: id });
+    print(options, result, () => show(result));
+  }));
+command(tenant, 'resume <id>', 'let a suspended tenant go on').action(run(async (id: string, options: Common) => {
+  const result = await ask(options, 'resume', { tenant: id });
+  print(options, result, () => show(result));
 }));
 
 command(root, 'status', 'show what the daemon is doing').action(simple('status'));

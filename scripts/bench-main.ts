@@ -101,7 +101,7 @@ async function consentAll(sandbox: Sandbox, recipients: readonly string[]): Prom
 }
 
 function startDaemon(sandbox: Sandbox): ChildProcess & { readonly pid: number } {
-  const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', join(import.meta.dirname, '../daemon/cli.ts'), 'serve', '--config', sandbox.root], { stdio: ['ignore', 'ignore', 'inherit'] });
+  const child = spawn(join(import.meta.dirname, 'postern'), ['serve', '--config', sandbox.root], { stdio: ['ignore', 'ignore', 'inherit'] });
   if (child.pid === undefined) throw new Error('the daemon did not start');
   children.add(child);
   child.once('exit', () => children.delete(child));

@@ -20,6 +20,8 @@ export interface Desk {
   readonly spool: Spool;
   readonly journal: Journal;
   readonly clock: Clock;
+  /** Ends a tenant's open sessions. */
+  readonly expel: (tenant: string) => void;
   /** Empty when no daemon runs. */
   readonly lanes: () => readonly LaneView[];
 }
@@ -70,6 +72,13 @@ export function operationsOf(desk: Desk): Readonly<Record<string, Operation>> {
     'queue.hold': async (params) => ({ changed: await desk.spool.hold(someFilter(params)) }),
     'queue.release': async (params) => ({ changed: await desk.spool.release(someFilter(params)) }),
     'queue.drop': async (params) => ({ changed: await desk.spool.drop(someFilter(params)) }),
+    suspend: async (params) => {
+      const tenant = tenantOf(desk, params);
+      const suspension = await desk.ledger.suspend(tenant.id, required(params, 'cause'), 'cli');
+      desk.expel(tenant.id);
+      return suspension;
+    },
+    resume: async (params) => ({ resumed: await desk.ledger.resume(tenantOf(desk, params).id, 'cli') }),
     trace: async (params) => {
       const events: Event[] = [];
       for await (const event of desk.journal.trace(messageId(params))) events.push(event);
