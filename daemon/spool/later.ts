@@ -33,7 +33,6 @@ export class LaterIndex {
   readonly #queues = new Map<string, Set<string>>();
   /** The round going out, the last key first. */
   #round: string[] = [];
-  #hurried = false;
   #floor: MessageId = '';
   #newest: MessageId = '';
   /** What LMDB holds of it. */
@@ -89,21 +88,15 @@ export class LaterIndex {
     if (!this.#changes.has(text)) this.#changes.set(text, 'gone');
   }
 
-  /** Lets the next round begin with the next commit, however few changes wait. */
-  hurry(): void {
-    this.#hurried = true;
-  }
-
   /** What goes out with a commit that brings `coming` changes. Call it before mayWait(), and committed() after it. */
   slice(coming: number): Slice {
-    if (this.#round.length === 0 && this.#changes.size >= (this.#hurried ? 1 : WAIT_CHANGES)) {
-      this.#hurried = false;
-      this.#round = [...this.#changes.keys()].sort().reverse();
+    if (this.#round.length === 0 && this.#changes.size >= WAIT_CHANGES) {
+      this.#round = [...this.#changes.keys()].sort().toReversed();
       // From here on only younger messages may wait, so that the end of the round raises the floor.
       this.#floor = this.#newest;
     }
     const some: { key: string; gone: boolean }[] = [];
-    const keys = this.#round.slice(-Math.max(SLICE, 2 * coming)).reverse();
+    const keys = this.#round.slice(-Math.max(SLICE, 2 * coming)).toReversed();
     for (const key of keys) {
       const change = this.#changes.get(key);
       // A removal is believed only while no row says otherwise: an entry too many is passed over, one too few is a message that never goes.

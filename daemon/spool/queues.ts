@@ -91,11 +91,6 @@ export class QueueIndex {
     return undefined;
   }
 
-  /** Lets go out what still keeps queues from being empty, with the commits to come. */
-  hurry(): void {
-    this.#later.hurry();
-  }
-
   /** False as long as anything may still point to the queue. */
   isEmpty(queue: Buffer): boolean {
     return !this.#later.hasQueue(queue) && this.#first(queue)?.equals(queue) !== true;
@@ -153,7 +148,7 @@ export class QueueIndex {
 
   /** Each queue from this one on that has an entry, in order, with the time of the first. */
   *#seek(from: Buffer = Buffer.alloc(QUEUE_OCTETS)): Generator<{ readonly queue: Buffer; readonly at: Instant }> {
-    const waiting = this.#later.queues().map((queue) => Buffer.from(queue, 'latin1')).filter((queue) => Buffer.compare(queue, from) >= 0).reverse();
+    const waiting = this.#later.queues().map((queue) => Buffer.from(queue, 'latin1')).filter((queue) => Buffer.compare(queue, from) >= 0).toReversed();
     for (let next: Buffer | undefined = from; next !== undefined;) {
       const written = this.#first(next);
       const queue = least(written, waiting.at(-1));
@@ -170,7 +165,7 @@ export class QueueIndex {
   /** The entries of one queue in this range, those in LMDB and those that wait, each with a row that agrees. */
   *#entries(queue: Buffer, start: Buffer, end: Buffer | undefined): Generator<Found> {
     const waiting = this.#later.waitingIn(queue).map((key) => Buffer.from(key, 'latin1'))
-      .filter((key) => Buffer.compare(key, start) >= 0 && (end === undefined || Buffer.compare(key, end) < 0)).reverse();
+      .filter((key) => Buffer.compare(key, start) >= 0 && (end === undefined || Buffer.compare(key, end) < 0)).toReversed();
     const before = function* (key: Buffer | undefined): Generator<Buffer> {
       for (let next = waiting.at(-1); next !== undefined; next = waiting.at(-1)) {
         const order = key === undefined ? -1 : Buffer.compare(next, key);

@@ -74,7 +74,6 @@ export class Tender {
   async #sweep(): Promise<void> {
     if (this.#clock.now() - this.#sweptAt < SWEEP_EVERY_MS) return;
     this.#sweptAt = this.#clock.now();
-    this.#queues.hurry();
     for (let from: Buffer | undefined = Buffer.alloc(0); from !== undefined && !this.#stopped;) {
       const { empty, next } = this.#queues.emptyFrom(from, SWEEP_ROWS);
       if (empty.length > 0) {

@@ -238,7 +238,7 @@ t.test('the due index holds what the rows say, through several rounds of late ch
   const agree = (what: string): void => {
     const found = new Map<string, number>();
     for (const q of spool.queues()) {
-      t.ok(q.nextAt === spool.nextAt(q.queue), 'a head is the first of its queue') || t.comment(q);
+      t.equal(q.nextAt, spool.nextAt(q.queue), 'a head is the first of its queue');
       for (const d of spool.due(q.queue, FAR, 100_000)) found.set(`${d.id}/${d.index}`, d.recipient.nextAt);
     }
     t.equal(found.size, expected.size, what);
