@@ -432,13 +432,14 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
     super._onClose();
     if (!first) return;
     this.#stopDeadline?.();
-    this.#endTransaction();
+    // While the door decides, its transaction stays: #ask ends it when the answer is there.
+    if (!this.#busy) this.#endTransaction();
     this.#server.door.close(this);
   }
 
   /** Drain: a session between transactions goes at once, others after their message. */
   leaveWhenIdle(): void {
-    if (this.#mail !== 'open' && !this.#busy) this.expel(REPLIES.draining);
+    if (this.#mail !== 'open' && !this.#busy && !this._closing) this.expel(REPLIES.draining);
   }
 
   #endTransaction(): void {
@@ -447,7 +448,7 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
     if (!open) return;
     this.#recipients = 0;
     this.#server.door.reset(this);
-    if (this.#server.draining && !this._closing) setImmediate(() => this.leaveWhenIdle());
+    if (this.#server.draining) setImmediate(() => this.leaveWhenIdle());
   }
 
   #outOfSequence(callback: () => void): void {
@@ -474,6 +475,8 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
       }
       this.#busy = false;
       this.#answer(answer ?? otherwise(), callback);
+      if (this._closed) this.#endTransaction();
+      else if (this.#server.draining) setImmediate(() => this.leaveWhenIdle());
     };
     void answered();
   }

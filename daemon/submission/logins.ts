@@ -12,6 +12,8 @@ const FIRST_DELAY_MS = 500;
 const MAX_DELAY_MS = 8_000;
 // Addresses and accounts remembered; an attack from more forgets the oldest.
 const REMEMBERED = 50_000;
+// A longer name is nobody's worth counting by: AUTH lets a client write 9 kB, 50 000 times.
+const NAME_CHARACTERS = 320;
 
 const NOBODY = Buffer.alloc(32);
 
@@ -40,7 +42,7 @@ export class Logins {
 
   /** Notes a failure. @returns the ms to wait before it is answered */
   failed(address: string, username: string): number {
-    const count = Math.max(this.#add(`a ${address}`), this.#add(`u ${username}`));
+    const count = Math.max(this.#add(`a ${address}`), username.length > NAME_CHARACTERS ? 0 : this.#add(`u ${username}`));
     return Math.min(FIRST_DELAY_MS * 2 ** (count - 1), MAX_DELAY_MS);
   }
 

@@ -3,60 +3,13 @@ import { connect as connectTcp } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import { createRequire } from 'node:module';
 import t from 'tap';
-import { REPLIES, reply, type EnvelopeRecipient, type Reply } from '../../daemon/mail/index.ts';
+import { REPLIES, reply } from '../../daemon/mail/index.ts';
 import { systemClock } from '../../daemon/runtime/index.ts';
-import { DoorServer, type Door, type MailCommand, type ServerSession, type SmtpServerOptions } from '../../daemon/smtp/index.ts';
+import { DoorServer, type SmtpServerOptions } from '../../daemon/smtp/index.ts';
 import { Intake } from '../../daemon/smtp/intake.ts';
 import { Client } from '../lib/dialog.ts';
 import { testCertificate } from '../lib/mx.ts';
-
-interface User { readonly name: string }
-
-class Desk implements Door<User> {
-  readonly messages: Buffer[] = [];
-  readonly senders: MailCommand[] = [];
-  readonly recipients: EnvelopeRecipient[] = [];
-  readonly bugs: unknown[] = [];
-  readonly protocols: string[] = [];
-  resets = 0;
-  opened = 0;
-  closed = 0;
-  onData: (raw: Buffer) => Promise<Reply> = async () => reply(250, '0.0', 'taken');
-  onMail: () => Promise<Reply | undefined> = async () => undefined;
-  connect(): Reply | undefined {
-    this.opened += 1;
-    return undefined;
-  }
-  async authenticate(_session: ServerSession<User>, { username, password }: { username: string; password: string }): Promise<{ auth: User } | Reply> {
-    if (username === 'broken') throw new Error('the store is gone');
-    return password === 'secret' ? { auth: { name: username } } : REPLIES.badCredentials;
-  }
-  async mail(_session: ServerSession<User>, command: MailCommand): Promise<Reply | undefined> {
-    this.senders.push(command);
-    return this.onMail();
-  }
-  async rcpt(_session: ServerSession<User>, recipient: EnvelopeRecipient): Promise<Reply | undefined> {
-    if (recipient.wire.startsWith('bug')) throw new Error('a bug');
-    if (recipient.wire.startsWith('no')) return reply(550, '7.1', 'no consent on record');
-    this.recipients.push(recipient);
-    return undefined;
-  }
-  async data(session: ServerSession<User>, raw: Buffer): Promise<Reply> {
-    this.protocols.push(session.protocol);
-    const answer = await this.onData(raw);
-    if (answer.code === 250) this.messages.push(raw);
-    return answer;
-  }
-  reset(): void {
-    this.resets += 1;
-  }
-  close(): void {
-    this.closed += 1;
-  }
-  onBug(error: unknown): void {
-    this.bugs.push(error);
-  }
-}
+import { Desk, type User } from './desk.ts';
 
 interface Rig { readonly desk: Desk; readonly server: DoorServer<User>; readonly port: number }
 
@@ -94,11 +47,17 @@ async function login(rig: Rig): Promise<Client> {
   return client;
 }
 
+async function until(so: () => boolean): Promise<void> {
+  for (let i = 0; i < 200 && !so(); i++) await new Promise((resolve) => setTimeout(resolve, 5));
+}
+
+async function startData(client: Client): Promise<void> {
+  for (const line of ['MAIL FROM:<a@acme.example>', 'RCPT TO:<b@x.example>', 'DATA']) await client.say(line);
+}
+
 /** A whole transaction; `body` is sent as it is, without a terminator of its own. */
 async function send(client: Client, body: string | Buffer, pieces = 1): Promise<string> {
-  await client.say('MAIL FROM:<a@acme.example>');
-  await client.say('RCPT TO:<b@else.example>');
-  await client.say('DATA');
+  await startData(client);
   const bytes = Buffer.from(body);
   if (pieces === 1) client.send(bytes);
   else for (let i = 0; i < bytes.length; i++) {
@@ -405,23 +364,32 @@ t.test('pipelining: one write, replies in order, a second message behind the fir
 t.test('a client that vanishes amid DATA leaves nothing behind', async (t) => {
   const rig = await open(t);
   const client = await login(rig);
-  await client.say('MAIL FROM:<a@acme.example>');
-  await client.say('RCPT TO:<b@x.example>');
-  await client.say('DATA');
+  await startData(client);
   client.send('half a mess');
   await new Promise((resolve) => setTimeout(resolve, 20));
   client.close();
-  for (let i = 0; i < 100 && rig.desk.closed === 0; i++) await new Promise((resolve) => setTimeout(resolve, 10));
+  await until(() => rig.desk.closed === 1);
   t.same([rig.desk.closed, rig.desk.resets, rig.desk.messages.length, rig.server.connections.size], [1, 1, 0, 0]);
+
+  // Gone while the door decides about MAIL: reset comes after the answer, or what mail() made would stay.
+  let answer: (refused: undefined) => void = () => undefined;
+  rig.desk.onMail = () => new Promise((resolve) => { answer = resolve; });
+  const hasty = await login(rig);
+  hasty.send('MAIL FROM:<a@acme.example>\r\n');
+  await until(() => rig.desk.senders.length === 2);
+  hasty.close();
+  await until(() => rig.desk.closed === 2);
+  t.same([rig.desk.closed, rig.desk.resets], [2, 1]);
+  answer(undefined);
+  await new Promise(setImmediate);
+  t.equal(rig.desk.resets, 2);
 });
 
 t.test('idle and DATA deadlines', async (t) => {
   const idle = await enter(await open(t, { idleTimeoutMs: 60 }));
   t.equal(await idle.reply(), '421 4.4.2 idle for too long, closing');
   const slow = await login(await open(t, { dataTimeoutMs: 100 }));
-  await slow.say('MAIL FROM:<a@acme.example>');
-  await slow.say('RCPT TO:<b@x.example>');
-  await slow.say('DATA');
+  await startData(slow);
   const drip = setInterval(() => slow.send('x'), 20);
   t.equal(await slow.reply(), '421 4.4.2 the message took too long');
   clearInterval(drip);
@@ -471,6 +439,16 @@ t.test('drain: transactions finish, then 421', async (t) => {
   await drained;
   t.equal(rig.desk.messages.length, 1);
   await t.rejects(Client.open(rig.port, 'tls'), /ECONNREFUSED/);
+
+  const other = await open(t);
+  const refused = await login(other);
+  other.desk.onMail = () => new Promise((resolve) => void setTimeout(() => resolve(REPLIES.badSender), 50));
+  refused.send('MAIL FROM:<a@acme.example>\r\n');
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  const gone = other.server.drain();
+  t.same([await refused.reply(), (await refused.reply()).slice(0, 3)], ['501 5.1.7 not a sender address', '421'], 'a refused transaction is none');
+  refused.close();
+  await gone;
 });
 
 t.test('a new certificate for new sessions; one that cannot be used changes nothing', async (t) => {

@@ -92,6 +92,8 @@ t.test('logins: the arithmetic', async (t) => {
   t.same(Array.from({ length: 7 }, () => logins.failed('192.0.2.1', 'victim')), [500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
   t.ok(logins.blocked('192.0.2.1', 'someone', 5), 'the address');
   t.ok(logins.blocked('192.0.2.2', 'victim', 5), 'the account, from anywhere');
+  t.equal(logins.failed('198.51.100.77', 'x'.repeat(9_000)), 500);
+  t.equal(logins.failed('198.51.100.78', 'x'.repeat(9_000)), 500, 'an endless name is not remembered');
   logins.succeeded('192.0.2.3', 'friend');
   for (let i = 0; i < 9; i++) logins.failed(`198.51.100.${i}`, 'friend');
   t.ok(logins.blocked('192.0.2.9', 'friend', 5));
