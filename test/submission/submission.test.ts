@@ -188,7 +188,7 @@ const run = (command: string, args: readonly string[], input = ''): Promise<{ co
   child.stdin?.end(input);
 });
 
-t.test('clients: nodemailer, swaks, msmtp, Python', async (t) => {
+t.test('clients: nodemailer, swaks, msmtp, curl, Python', async (t) => {
   const room = use(t, await openRoom());
   const auth = { user: 'acme-news', pass: SECRET };
   const letter = { from: 'News <news@acme.example>', to: 'bob@else.example', subject: 'Grüße', text: '.\n..\nhello' };
@@ -211,7 +211,7 @@ t.test('clients: nodemailer, swaks, msmtp, Python', async (t) => {
       count += text.includes('requires Net::SSLeay') ? 0 : 1;
     }
     t.equal(before(), count);
-  } else t.comment('SKIPPED: swaks is not installed');
+  } else t.comment('SKIPPED: swaks is not installed, see scripts/peers install');
   count = before();
   if (existsSync('/usr/bin/msmtp')) {
     const dir = mkdtempSync(join(tmpdir(), 'postern-msmtp-'));
@@ -221,7 +221,15 @@ t.test('clients: nodemailer, swaks, msmtp, Python', async (t) => {
     t.equal(code, 0, `msmtp ${text}`);
     t.equal(before() - count, 1);
     t.match(room.hooks.submitted.at(-1)?.envelope.recipients, [{ dsn: { notify: ['FAILURE'] } }]);
-  } else t.comment('SKIPPED: msmtp is not installed');
+  } else t.comment('SKIPPED: msmtp is not installed, see scripts/peers install');
+  count = before();
+  const curl = await run('curl', ['-sS', '-k', '--ssl-reqd', '--url', `smtp://127.0.0.1:${room.starttls}`, '--user', `acme-news:${SECRET}`, '--mail-from', 'news@acme.example', '--mail-rcpt', 'bob@else.example', '-T', '-'], 'Subject: z\r\n\r\n.hi\r\n');
+  if (/not found|ENOENT/.test(curl.text)) t.comment('SKIPPED: curl is not installed, see scripts/peers install');
+  else {
+    t.equal(curl.code, 0, `curl ${curl.text}`);
+    t.equal(before() - count, 1);
+    t.match(room.hooks.submitted.at(-1)?.raw.toString(), /\r\n\.hi\r\n$/);
+  }
   count = before();
   const python = await run('python3', ['-c', `
 import smtplib, ssl
