@@ -5,6 +5,9 @@ import { writeSync } from 'node:fs';
 import { isMailError } from '../../daemon/mail/index.ts';
 import { composed, openIn } from '../spool/room.ts';
 
+// Past RLIMIT_FSIZE the kernel sends this as well, and would kill a process that does not expect it.
+process.on('SIGXFSZ', () => undefined);
+
 const [, , dir = '', mode = 'kill'] = process.argv;
 const FAR = Date.now() + 86_400_000;
 const say = (line: string): void => {

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { createSecretKey } from 'node:crypto';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import t from 'tap';
 import type { Due } from '../../daemon/mail/index.ts';
 import { Metrics, openKeyring, openLog, systemClock, type Clock } from '../../daemon/runtime/index.ts';

@@ -1,3 +1,5 @@
+// The spool on real files and a real LMDB: stored is kept, settled is gone, damage is held, full is refused,
+// and no file tells an address. Crashes are in test/crash/spool.test.ts.
 import { execFileSync } from 'node:child_process';
 import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
