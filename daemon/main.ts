@@ -55,6 +55,8 @@ export async function openStores(root: string, log: Log, metrics = new Metrics()
   });
   const { server, tenants } = live.current();
   let keyring: Keyring | undefined;
+  // The database makes its files with what the umask leaves: nothing for others, whatever started us.
+  process.umask(0o077);
   mkdirSync(server.dataDir, { recursive: true, mode: 0o700 });
   keyring = openKeyring(join(server.dataDir, 'keys'), readMasterKey(server.masterKeyFile));
   keyring.load(tenants.keys());

@@ -30,7 +30,7 @@ export interface Grounds extends Sandbox {
   control(op: string, params?: Record<string, unknown>): Promise<unknown>;
   /** Submits one message as the demo tenant. @returns the id, or '' with the reply that refused it */
   send(mail: SendMailOptions, user?: string): Promise<{ readonly id: string; readonly reply: string }>;
-  /** Waits for one of these events of a message, at most ten seconds. */
+  /** Waits for one of these events of a message, at most five seconds. */
   event(id: string, kinds: readonly string[]): Promise<Told>;
   /** Writes a configuration file from what it said. */
   edit(name: string, change: (text: string) => string): void;
@@ -61,7 +61,7 @@ export async function makeGrounds(sink: number): Promise<Grounds> {
       }
     },
     async event(id, kinds) {
-      for (let i = 0; i < 400; i++) {
+      for (let i = 0; i < 200; i++) {
         const { events } = await control('trace', { id }) as { events: readonly Told[] };
         const found = events.find(({ event }) => kinds.includes(event));
         if (found !== undefined) return found;
