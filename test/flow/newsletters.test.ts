@@ -16,6 +16,7 @@ const LETTERS = resolve(CHECKOUT, '../shared/corpus/newsletters');
 const TRACKED = 'tracked@example.com';
 const PLAIN = 'plain@example.com';
 const ENCODINGS = ['quoted-printable', 'base64', '8bit'] as const;
+type TestOf = Pick<typeof t, 'equal' | 'same' | 'ok' | 'match' | 'fail'>;
 const skip = existsSync(LETTERS) ? false : `SKIPPED: no newsletters in ${LETTERS}`;
 if (skip !== false) t.comment(skip);
 t.setTimeout(60_000);
@@ -101,7 +102,7 @@ async function build(html: string, encoding: (typeof ENCODINGS)[number]): Promis
 /** Folded where HTML has a space, for no line may pass 998 octets. */
 const lines = (html: string): string => html.replaceAll(/[^\r\n]{900,}/g, (line) => line.replaceAll(/(.{1,700}) /gu, '$1\n'));
 
-async function roundTrip(t: typeof import("tap").t, label: string, raw: Buffer, submit: (raw: Buffer, to: string) => Promise<void>): Promise<void> {
+async function roundTrip(t: TestOf, label: string, raw: Buffer, submit: (raw: Buffer, to: string) => Promise<void>): Promise<void> {
   mx.messages.length = 0;
   for (const to of [TRACKED, PLAIN]) await submit(raw, to);
   if (!await eventually(() => mx.messages.length === 2)) return void t.fail(`${label}: ${mx.messages.length} of 2 arrived`);
@@ -148,7 +149,7 @@ async function undone(body: string): Promise<string> {
 const entities = (text: string): string => text.replaceAll('&amp;', '&');
 
 /** Long texts: shows where they part. */
-function same(t: typeof import('tap').t, got: string, expected: string, label: string): void {
+function same(t: TestOf, got: string, expected: string, label: string): void {
   let at = 0;
   while (at < got.length && got[at] === expected[at]) at++;
   t.equal(got === expected ? '' : got.slice(at - 60, at + 100), got === expected ? '' : expected.slice(at - 60, at + 100), label);
