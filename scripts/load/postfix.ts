@@ -23,6 +23,7 @@ export function missingPrograms(): readonly string[] {
 
 /** Starts Postfix and OpenDKIM in `dir`, signing as `domain` with the RSA key in `keyFile`. */
 export async function startPostfix(dir: string, options: { readonly port: number; readonly sinkPort: number; readonly domain: string; readonly keyFile: string; readonly concurrency: number }): Promise<Peer> {
+  process.umask(0o022); // Postfix checks the modes of what it is given
   for (const folder of ['etc', 'queue', 'data', 'milter']) mkdirSync(join(dir, folder), { recursive: true });
   // Postfix's own users must get in.
   for (const folder of [dirname(dir), dir]) chmodSync(folder, 0o755);
