@@ -1,28 +1,51 @@
-// Connections of a lane open no faster than its rate, in real time.
+// Connections of a lane open no faster than its rate, on a clock that the test moves.
 import t from 'tap';
 import { ConnectionTurns } from '../../daemon/deliver/turn.ts';
-import { systemClock } from '../../daemon/runtime/index.ts';
+import type { Clock } from '../../daemon/runtime/index.ts';
 
-// The daemon's timers do not keep a process alive; a test has to.
-const awake = setInterval(() => undefined, 1_000);
-t.teardown(() => clearInterval(awake));
+function handClock(): Clock & { readonly move: (ms: number) => Promise<void> } {
+  let now = 1_000_000;
+  const timers: { at: number; run: () => void }[] = [];
+  return {
+    now: () => now,
+    after(ms, run) {
+      const timer = { at: now + ms, run };
+      timers.push(timer);
+      return () => void timers.splice(timers.indexOf(timer), 1);
+    },
+    async move(ms) {
+      now += ms;
+      for (const timer of timers.splice(0)) {
+        if (timer.at <= now) timer.run();
+        else timers.push(timer);
+      }
+      await new Promise((resolve) => setImmediate(resolve));
+    },
+  };
+}
 
-t.test('twenty a second are twenty a second, and lanes do not share', async (t) => {
-  const turns = new ConnectionTurns(systemClock);
+t.test('twenty a second are one each 50 ms, and lanes do not share', async (t) => {
+  const clock = handClock();
+  const turns = new ConnectionTurns(clock);
   const rate = { count: 20, perMs: 1000, burst: 1 };
   const never = new AbortController().signal;
-  const at: number[] = [];
-  const started = performance.now();
-  await Promise.all([
-    ...Array.from({ length: 6 }, () => turns.wait('a', rate, never).then(() => at.push(Date.now()))),
-    turns.wait('b', rate, never).then(() => t.ok(performance.now() - started < 1000, 'the other lane did not queue behind')),
-  ]);
-  t.equal(at.length, 6);
-  for (let i = 0; i < 5; i++) t.ok((at[i + 1] ?? 0) - (at[i] ?? 0) >= 49, `gap ${i}: ${(at[i + 1] ?? 0) - (at[i] ?? 0)} ms`);
+  const opened: string[] = [];
+  for (let i = 0; i < 4; i++) void turns.wait('a', rate, never).then(() => opened.push('a'));
+  void turns.wait('b', rate, never).then(() => opened.push('b'));
+  await clock.move(0);
+  t.same(opened.toSorted(), ['a', 'b'], 'the other lane did not queue behind');
+  await clock.move(49);
+  t.equal(opened.length, 2);
+  await clock.move(1);
+  t.equal(opened.length, 3);
+  await clock.move(50);
+  t.equal(opened.length, 4);
+  await clock.move(1000);
+  t.equal(opened.length, 5);
 });
 
 t.test('no rate, and an abort, do not wait', async (t) => {
-  const turns = new ConnectionTurns(systemClock);
+  const turns = new ConnectionTurns(handClock());
   const stop = new AbortController();
   await turns.wait('a', undefined, stop.signal);
   const rate = { count: 1, perMs: 3_600_000, burst: 1 };
