@@ -160,8 +160,11 @@ command(root, 'explain', 'say whether a recipient may be mailed on a stream, and
   .option('--message <file>', 'judge this message too')
   .action(run(async (options: Common & { tenant: string; stream: string; rcpt: string; message?: string }) => {
     const message = options.message === undefined ? undefined : readFileSync(options.message).toString('base64');
-    const result = await ask(options, 'explain', { ...options, message }) as { recipient: { answer: string } };
-    print(options, result, () => show(result));
+    const result = await ask(options, 'explain', { ...options, message }) as { recipient: { answer: string; steps?: { rule: string; result: string; says: string }[] } };
+    const { steps = [], ...verdict } = result.recipient;
+    print(options, result, () => show({
+      ...result, recipient: verdict, steps: steps.map(({ rule, result: came, says }) => ({ rule, '': came === 'passed' ? 'does not apply' : 'decides', says })),
+    }));
     process.exitCode = result.recipient.answer === 'yes' ? 0 : 1;
   }));
 
@@ -205,9 +208,15 @@ for (const [name, about] of [
     }));
 }
 
+/** `2026-... delivered  lane=... reply="250 ..."`: what differs from event to event, on one line. */
+function eventLine({ at, event, id: _id, tenant: _tenant, stream: _stream, message_id: _message, sealed: _sealed, ...fields }: Record<string, unknown>): string {
+  const pairs = Object.entries(fields).map(([key, value]) => `${key}=${typeof value === 'string' && !/[ ,]/.test(value) ? value : JSON.stringify(value)}`);
+  return `${new Date(Number(at)).toISOString()} ${String(event).padEnd(10)} ${pairs.join(' ')}`;
+}
+
 command(root, 'trace <id>', 'print everything that happened to a message').action(run(async (id: string, options: Common) => {
   const result = await ask(options, 'trace', { id }) as { events: Record<string, unknown>[] };
-  print(options, result, () => result.events.length === 0 ? 'no events: the journal does not reach back that far, or the id is not ours' : table(result.events));
+  print(options, result, () => result.events.length === 0 ? 'no events: the journal does not reach back that far, or the id is not ours' : result.events.map(eventLine).join('\n'));
 }));
 
 const tenant = group('tenant', 'tenants');

@@ -5,9 +5,10 @@
 import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { Command } from 'commander';
-import { isMailError, parseAddress } from '../daemon/mail/index.ts';
+import { MailError, isMailError, parseAddress } from '../daemon/mail/index.ts';
 import { openLog } from '../daemon/runtime/index.ts';
 import { openStores, serve } from '../daemon/main.ts';
+import { loadSettings } from '../daemon/settings/index.ts';
 import { runDemo } from './demo.ts';
 import { makeSandbox, PORTS, type Sandbox } from './sandbox.ts';
 import { startSink, type Sink } from './sink.ts';
@@ -35,7 +36,7 @@ async function runSandbox(dir: string): Promise<void> {
   const fresh = !existsSync(join(dir, 'etc'));
   const sandbox = await makeSandbox(dir);
   if (fresh) await firstConsent(sandbox);
-  const sink = await startSink({ port: PORTS.sink, dir: join(dir, 'delivered') });
+  const sink = await catchAll(sandbox.root, join(dir, 'delivered'));
   const daemon = await serve(sandbox.root).catch(async (error: unknown) => {
     await sink.close();
     throw error;
@@ -47,6 +48,16 @@ async function runSandbox(dir: string): Promise<void> {
   console.log('\npostern: draining');
   await stop(daemon, sink);
   console.log('postern: stopped');
+}
+
+/** The MX stands where the tree's route leads: whoever moves the route moves it. */
+async function catchAll(root: string, dir: string): Promise<Sink> {
+  const loaded = loadSettings(root);
+  const port = (loaded.ok ? loaded.settings.shaping.routes[0]?.via[0]?.port : undefined) ?? PORTS.sink;
+  return startSink({ port, dir }).catch((error: unknown) => {
+    if (!(error instanceof Error && 'code' in error && error.code === 'EADDRINUSE')) throw error;
+    throw new MailError('E_IN_USE', `port ${port} on 127.0.0.1 is taken (is another sandbox running?); change routes[0].via in ${join(root, 'shaping.yaml')}`);
+  });
 }
 
 async function stop(daemon: Awaited<ReturnType<typeof serve>>, sink: Sink): Promise<void> {
