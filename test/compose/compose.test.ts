@@ -1,5 +1,6 @@
 // From submitted to rendered bytes. The two promises: who may not be tracked gets what was submitted,
 // byte for byte; and where something is edited, taking the edits back gives what was submitted.
+import type { Composed } from '../../daemon/mail/index.ts';
 import { decodeHTMLAttribute } from 'entities';
 import * as fc from 'fast-check';
 import { SAXParser } from 'parse5-sax-parser';
@@ -261,10 +262,29 @@ t.test('real newsletters in three encodings', { skip: noCorpus }, async (t) => {
         }
       }
       t.notOk(hasBareEnds(bytes(out)), 'no bare CR or LF');
+      if (coding !== 'base64') t.ok(gapsStand(message, body(out)), `${name} ${coding}: outside the planned edits nothing differs`);
     }
   }
   t.ok(links > 200, `${links} links`);
 });
+
+/**
+ * True when every octet that no edit covers stands in the copy as it was submitted, undecoded, in its
+ * order: first the text before the first edit, last the text after the last, one short edit between each.
+ */
+function gapsStand(message: Composed, out: Buffer): boolean {
+  const { raw, plan } = message;
+  const edits = plan.parts.flatMap((part) => part.edits).toSorted((a, b) => a.start - b.start);
+  let [from, at] = [plan.bodyStart, 0];
+  for (const edit of edits) {
+    const gap = raw.subarray(from, edit.start);
+    const found = out.indexOf(gap, at);
+    if (found < 0 || (from === plan.bodyStart ? found !== 0 : found - at > 3_000)) return false;
+    [from, at] = [edit.end, found + gap.length];
+  }
+  const tail = raw.subarray(from);
+  return out.length - tail.length >= at && out.subarray(out.length - tail.length).equals(tail);
+}
 
 /** Both sides of a comparison without the difference between `&amp;` and `&`. */
 const plain = (text: string): string => text.replaceAll('&amp;', '&');
