@@ -69,22 +69,38 @@ export function operationsOf(desk: Desk): Readonly<Record<string, Operation>> {
       return { meta: shown.meta, recipients: shown.recipients.map((row) => visible(row)) };
     },
     'queue.retry': async (params) => ({ changed: await desk.spool.retry(someFilter(params)) }),
-    'queue.hold': async (params) => ({ changed: await desk.spool.hold(someFilter(params)) }),
-    'queue.release': async (params) => ({ changed: await desk.spool.release(someFilter(params)) }),
-    'queue.drop': async (params) => ({ changed: await desk.spool.drop(someFilter(params)) }),
+    'queue.hold': (params) => changeQueue(desk, params, 'held', (filter) => desk.spool.hold(filter)),
+    'queue.release': (params) => changeQueue(desk, params, 'released', (filter) => desk.spool.release(filter)),
+    'queue.drop': (params) => changeQueue(desk, params, 'dropped', (filter) => desk.spool.drop(filter)),
     suspend: async (params) => {
       const tenant = tenantOf(desk, params);
       const suspension = await desk.ledger.suspend(tenant.id, required(params, 'cause'), 'cli');
       desk.expel(tenant.id);
+      record(desk, 'suspended', tenant, undefined, suspension.cause);
       return suspension;
     },
-    resume: async (params) => ({ resumed: await desk.ledger.resume(tenantOf(desk, params).id, 'cli') }),
+    resume: async (params) => {
+      const tenant = tenantOf(desk, params);
+      const resumed = await desk.ledger.resume(tenant.id, 'cli');
+      if (resumed) record(desk, 'resumed', tenant, undefined, 'by the operator');
+      return { resumed };
+    },
     trace: async (params) => {
       const events: Event[] = [];
       for await (const event of desk.journal.trace(messageId(params))) events.push(event);
       return { events };
     },
   };
+}
+
+/** An operator's hand on the queue is an event: what was asked for and how many it met; a domain is not written down. */
+async function changeQueue(desk: Desk, params: Params, kind: EventKind, change: (filter: QueueFilter) => Promise<number>): Promise<unknown> {
+  const filter = someFilter(params);
+  const changed = await change(filter);
+  desk.journal.record(newEvent(kind, desk.clock, {
+    by: 'cli', recipients: changed, ...(filter.id !== undefined && { message_id: filter.id }), ...(filter.tenant !== undefined && { tenant: filter.tenant }),
+  }));
+  return { changed };
 }
 
 async function explain(desk: Desk, params: Params): Promise<unknown> {
