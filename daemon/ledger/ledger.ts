@@ -20,6 +20,8 @@ export interface Facts {
   /** Of scope all, of this purpose or of this stream, expired ones included. */
   readonly suppressions: readonly Suppression[];
   readonly suspension?: Suspension;
+  /** Hashes of this tenant's policy versions whose page has not been seen yet: they are not in force. */
+  readonly unpublished?: ReadonlySet<string>;
 }
 
 /** A consent as it is given to the ledger. */

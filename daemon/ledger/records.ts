@@ -2,7 +2,7 @@
 // of value and 40 of key; no record holds an address, only keyed hashes and what was agreed. Field names
 // follow ISO/IEC TS 27560 where it has one. A record that cannot be read is E_STORE: the gate then
 // cannot tell, which is never a yes.
-import { CLICK_MODES, MailError, OPEN_MODES, type Instant, type Tracking } from '../mail/index.ts';
+import { CLICK_MODES, MailError, OPEN_MODES, type BasisFact, type Instant, type Tracking } from '../mail/index.ts';
 
 export const CONSENT_STATES = ['pending', 'given', 'withdrawn', 'refused', 'expired'] as const;
 export type ConsentState = (typeof CONSENT_STATES)[number];
@@ -36,6 +36,10 @@ export interface ConsentRecord {
   readonly expiresAt?: Instant;
   /** What the person allowed; the policies may allow less. */
   readonly tracking: Tracking;
+  /** What is known of how it was collected. */
+  readonly facts?: readonly BasisFact[];
+  /** Profile id the person was collected under, such as `de`; absent or '' when nobody said. */
+  readonly jurisdiction?: string;
   /** The last change of state, and by whom (`cli`, `import`, `recipient`, ...). */
   readonly changedAt: Instant;
   readonly changedBy: string;

@@ -10,3 +10,4 @@ export { indexMime, type MimeIndex, type MimeLeaf, type Closed, type ContentEnco
 export { decodeQp, encodeQpRun, type QpText } from './qp.ts';
 export { Gcra } from './rate.ts';
 export { REPLIES } from './replies.ts';
+export { BASIS_FACTS, LEGAL_BASES, type BasisFact, type LegalBasis } from './permission.ts';

@@ -1,7 +1,7 @@
 // The frozen snapshot every room reads: what the YAML tree says once it has been checked. Units are in
 // the names. One snapshot is never changed; a reload makes a new one (reload.ts) and everybody asks
 // `current()` anew for each message, so that a change reaches the next message and not half of one.
-import type { ClickMode, OpenMode } from '../mail/index.ts';
+import type { BasisFact, ClickMode, LegalBasis, OpenMode, Tracking } from '../mail/index.ts';
 
 export interface Settings {
   /** SHA-256 over the whole tree, hex: two snapshots with one hash say the same. */
@@ -13,6 +13,10 @@ export interface Settings {
   /** By username: usernames are unique over all tenants. */
   readonly credentials: ReadonlyMap<string, Credential>;
   readonly shaping: Shaping;
+  /** `profiles.yaml`, by id. */
+  readonly profiles?: ReadonlyMap<string, Profile>;
+  /** What holds where the jurisdiction is unknown: of every rule the strictest of all profiles. */
+  readonly strictest?: Profile;
 }
 
 /** `postern.yaml`. Keys that need a restart are marked so in the schema. */
@@ -70,7 +74,55 @@ export interface Tenant {
   readonly credentials: readonly Credential[];
   /** 5xx that we originate become 4xx while a policy is tried out; each use is logged. */
   readonly softRefuse: boolean;
+  /** Profile of recipients of whom nothing nearer is known; undefined: the strictest. */
+  readonly jurisdiction?: string;
+  /** Rules of the kinds `message-*` and `profile-*` that are judged and recorded but not enforced. */
+  readonly shadow?: ReadonlySet<string>;
+  readonly apiTokens?: readonly ApiToken[];
+  /** How long consent evidence outlives the erasure of its person (GDPR Art. 17(3)(e)), 0: not at all. */
+  readonly keepEvidenceMs?: number;
 }
+
+/** A login of the tenant's HTTP API. */
+export interface ApiToken {
+  readonly id: string;
+  readonly tenant: string;
+  /** SHA-256 of the secret, 32 octets. */
+  readonly secretHash: Buffer;
+  readonly scopes: readonly ApiScope[];
+}
+
+/** What a token may do; each includes nothing of the others. */
+export const API_SCOPES = ['consents:read', 'consents:write', 'suppressions:read', 'suppressions:write', 'receipts', 'subjects', 'export'] as const;
+export type ApiScope = (typeof API_SCOPES)[number];
+
+/** One jurisdiction of `profiles.yaml`: data, each value with its source beside it there. */
+export interface Profile {
+  readonly id: string;
+  /** Top-level domains, lower case without a dot, whose mailboxes are taken to live there. */
+  readonly tlds: readonly string[];
+  /** Legal bases marketing mail may rest on. */
+  readonly bases: readonly LegalBasis[];
+  /** Facts that must be on record for a basis. */
+  readonly basisFacts: Readonly<Partial<Record<LegalBasis, readonly BasisFact[]>>>;
+  /** How long a permission on this basis lasts from its collection, ms; absent: until withdrawn. */
+  readonly basisExpiresMs: Readonly<Partial<Record<LegalBasis, number>>>;
+  /** The most that may be tracked, and the most where the tracking choice was asked for by itself. */
+  readonly tracking: Tracking;
+  readonly trackingApart: Tracking;
+  /** Header fields marketing mail must carry, beside those Postern adds. */
+  readonly headers: readonly string[];
+  /** What the text of marketing mail must show. */
+  readonly footer: readonly FooterElement[];
+  /** How long nobody may be asked again after a refusal, ms; 0: no such rule. */
+  readonly reaskMs: number;
+  /** How long the unsubscribe link must work after the mail, ms. */
+  readonly unsubscribeForMs: number;
+}
+
+/** `sender`: contact.name; `postal`: contact.postal; `contact`: contact.email or contact.url. */
+export const FOOTER_ELEMENTS = ['sender', 'postal', 'contact'] as const;
+export type FooterElement = (typeof FOOTER_ELEMENTS)[number];
 
 /** One immutable version of the tenant's privacy policy (design §4). */
 export interface Policy {
