@@ -89,6 +89,7 @@ contact:
   email: privacy@demo.example
   postal: 1 Example Street, Example Town
   url: https://demo.example/privacy
+jurisdiction: eu
 policies:
   - version: "2026-01"
     effective: 2026-01-01

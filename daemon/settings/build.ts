@@ -2,9 +2,10 @@
 // Nothing is checked here any more; whoever calls has no problem left.
 import { createHash } from 'node:crypto';
 import { getServers } from 'node:dns';
+import type { LegalBasis } from '../mail/index.ts';
 import type { TreeFiles } from './files.ts';
 import type { ServerInput, ShapingInput, TenantInput } from './schema.ts';
-import type { Credential, LaneLimits, Listen, Policy, Server, Shaping, Stream, Tenant } from './settings.ts';
+import type { ApiToken, Credential, LaneLimits, Listen, Policy, Server, Shaping, Stream, Tenant } from './settings.ts';
 
 const DAY_MS = 86_400_000;
 
@@ -22,6 +23,7 @@ export function buildServer(input: ServerInput, files: TreeFiles): Server {
       submission: listeners.submission,
       pages: listeners.pages,
       pagesTls: listeners.pages_tls,
+      api: listeners.api,
       metrics: listeners.metrics,
     },
     limits: {
@@ -58,7 +60,7 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
   const credentials = input.credentials.map((one): Credential => Object.freeze({
     username: one.username,
     tenant: id,
-    secretHash: Buffer.from(one.secret.slice('sha256:'.length), 'hex'),
+    secretHash: hashOctets(one.secret),
     stream: one.stream,
     from: Object.freeze(one.from),
     rate: one.rate,
@@ -69,7 +71,7 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
     class: one.class,
     consentRequired: one.consent === 'required',
     retryForMs: one.retry_for ?? (one.class === 'marketing' ? 3 * DAY_MS : DAY_MS / 2),
-    legalBasis: one.legal_basis ?? 'consent',
+    legalBasis: basisOf(one.legal_basis ?? 'consent'),
     textLinks: one.text_links,
     bouncesTo: one.bounces_to,
   })]);
@@ -86,7 +88,30 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
     streams: new Map(streams),
     credentials: Object.freeze(credentials),
     softRefuse: input.soft_refuse,
+    ...(input.jurisdiction === undefined ? {} : { jurisdiction: input.jurisdiction }),
+    shadow: new Set(input.shadow),
+    apiTokens: Object.freeze(input.api_tokens.map((one): ApiToken => Object.freeze({
+      id: one.id,
+      tenant: id,
+      secretHash: hashOctets(one.secret),
+      scopes: Object.freeze(one.scopes),
+    }))),
+    keepEvidenceMs: input.keep_evidence,
   });
+}
+
+const hashOctets = (secret: string): Buffer => Buffer.from(secret.slice('sha256:'.length), 'hex');
+
+type StreamBasis = NonNullable<TenantInput['streams'][number]['legal_basis']>;
+
+/** The basis a plain word stands for. */
+function basisOf(written: StreamBasis): LegalBasis {
+  switch (written) {
+    case 'consent': return 'gdpr_6_1_a';
+    case 'contract': return 'gdpr_6_1_b';
+    case 'legal-obligation': return 'gdpr_6_1_c';
+    default: return written;
+  }
 }
 
 function buildPolicy(input: TenantInput['policies'][number], text: Buffer): Policy {

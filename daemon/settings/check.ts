@@ -4,8 +4,8 @@
 import type { TreeFiles } from './files.ts';
 import { nearest } from './nearest.ts';
 import type { Path, Problem } from './problem.ts';
-import type { ServerInput, ShapingInput, TenantInput } from './schema.ts';
-import type { Listen } from './settings.ts';
+import type { ProfilesInput, ServerInput, ShapingInput, TenantInput } from './schema.ts';
+import { SHADOWABLE, type Listen } from './settings.ts';
 import { show, type Source } from './source.ts';
 
 export interface TenantFile {
@@ -49,7 +49,7 @@ interface Door {
 }
 
 function listeners(server: ServerInput): Door[] {
-  return (['submissions', 'submission', 'pages', 'metrics'] as const).flatMap((name) =>
+  return (['submissions', 'submission', 'pages', 'api', 'metrics'] as const).flatMap((name) =>
     server.listeners[name].map((at, i) => ({ name, path: ['listeners', name, i], at })));
 }
 
@@ -109,9 +109,24 @@ function twice<T, K extends keyof T & string>(source: Source, items: readonly T[
     : []));
 }
 
+/** What tenants lean on in other files; `profiles` undefined: profiles.yaml is broken and told elsewhere. */
+export interface Around {
+  readonly sandbox: boolean;
+  readonly profiles: ProfilesInput['profiles'] | undefined;
+}
+
 /** Faults within and across tenant files; fills `texts` with the policy texts by file name. */
-export function checkTenants(tenants: readonly TenantFile[], sandbox: boolean, files: TreeFiles, texts: Map<string, Buffer>): Problem[] {
-  const problems = tenants.flatMap((tenant) => [...checkPolicies(tenant, files, texts), ...checkDomains(tenant, sandbox, files), ...checkStreams(tenant), ...checkCredentials(tenant)]);
+export function checkTenants(tenants: readonly TenantFile[], { sandbox, profiles }: Around, files: TreeFiles, texts: Map<string, Buffer>): Problem[] {
+  const problems = tenants.flatMap((tenant) => [
+    ...checkPolicies(tenant, files, texts),
+    ...checkDomains(tenant, sandbox, files),
+    ...checkStreams(tenant),
+    ...checkCredentials(tenant),
+    ...(profiles === undefined ? [] : checkJurisdiction(tenant, profiles)),
+    ...checkShadow(tenant),
+    ...twice(tenant.source, tenant.value.api_tokens, 'api_tokens', 'id'),
+  ]);
+  const tokens = new Map<string, string>();
   const usernames = new Map<string, string>();
   const domains = new Map<string, string>();
   for (const { id, source, value } of tenants) {
@@ -119,6 +134,12 @@ export function checkTenants(tenants: readonly TenantFile[], sandbox: boolean, f
       const owner = usernames.get(username);
       if (owner !== undefined) problems.push(source.problem(['credentials', i, 'username'], `${show(username)} is already a username of tenant ${owner}`));
       else usernames.set(username, id);
+    }
+    for (const [i, { id: token, secret }] of value.api_tokens.entries()) {
+      const owner = tokens.get(secret);
+      // A request carries the secret alone: it must say whose it is, and how much it may do.
+      if (owner !== undefined) problems.push(source.problem(['api_tokens', i, 'secret'], `the secret of token ${owner} too; each has its own`));
+      else tokens.set(secret, `${token} of tenant ${id}`);
     }
     for (const [i, { name }] of value.domains.entries()) {
       const owner = domains.get(name);
@@ -128,6 +149,26 @@ export function checkTenants(tenants: readonly TenantFile[], sandbox: boolean, f
     }
   }
   return problems;
+}
+
+function checkJurisdiction({ source, value }: TenantFile, profiles: ProfilesInput['profiles']): Problem[] {
+  if (value.jurisdiction === undefined) return [];
+  const profile = profiles.find((one) => one.id === value.jurisdiction);
+  if (profile === undefined) return [source.problem(['jurisdiction'], hint(value.jurisdiction, profiles.map((one) => one.id)))];
+  if (!profile.footer.includes('postal') || value.contact.postal !== '') return [];
+  return [source.problem(['contact'], `profile ${profile.id} asks marketing mail for a postal address, and contact.postal is empty`)];
+}
+
+function checkShadow({ source, value }: TenantFile): Problem[] {
+  const known: readonly string[] = SHADOWABLE;
+  return value.shadow.flatMap((rule, i) => {
+    const path = ['shadow', i];
+    if (value.shadow.indexOf(rule) < i) return [source.problem(path, `${show(rule)} stands here twice`)];
+    if (known.includes(rule)) return [];
+    const near = nearest(rule, known);
+    const ask = near === undefined ? '' : `; did you mean ${near}?`;
+    return [source.problem(path, `${show(rule)} cannot be tried out: only the form of a message and the rules of a jurisdiction can (${known.join(', ')}); who sends, who consented and who is suppressed always holds${ask}`)];
+  });
 }
 
 function checkPolicies({ source, value }: TenantFile, files: TreeFiles, texts: Map<string, Buffer>): Problem[] {

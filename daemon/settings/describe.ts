@@ -1,8 +1,8 @@
 // What can be configured, told from the schemas: JSON Schema for editors, the table of keys for
 // config/README.md, and the lines of `postern config show`. No secret is ever printed, hashed or not.
 import { z } from 'zod';
-import { writtenValues } from './load.ts';
-import { serverSchema, shapingSchema, tenantSchema } from './schema.ts';
+import { SHIPPED_PROFILES, writtenValues } from './load.ts';
+import { profilesSchema, serverSchema, shapingSchema, tenantSchema } from './schema.ts';
 import type { Settings } from './settings.ts';
 
 /** A JSON Schema as far as we read it. */
@@ -20,7 +20,7 @@ interface Described {
   readonly 'x-reason'?: string;
 }
 
-const SCHEMAS = { 'postern.yaml': serverSchema, 'tenants/*.yaml': tenantSchema, 'shaping.yaml': shapingSchema } as const;
+const SCHEMAS = { 'postern.yaml': serverSchema, 'tenants/*.yaml': tenantSchema, 'shaping.yaml': shapingSchema, 'profiles.yaml': profilesSchema } as const;
 type SchemaFile = keyof typeof SCHEMAS;
 
 /** One key as declared; `default` is undefined where there is none. */
@@ -64,6 +64,8 @@ export function explainDefaults(): readonly DeclaredKey[] {
 
 function declaredKeys(file: string, schema: Described, prefix: string): DeclaredKey[] {
   return Object.entries(schema.properties ?? {}).flatMap(([name, inner]) => {
+    // A name in a map, as a legal basis is: the key above says what it is for.
+    if (inner.description === undefined) return [];
     const key = prefix === '' ? name : `${prefix}.${name}`;
     const below = inner.properties === undefined ? declaredKeys(file, inner.items ?? {}, `${key}[]`) : declaredKeys(file, inner, key);
     return [{
@@ -102,10 +104,14 @@ export function describeSettings(settings: Settings | undefined, mode: 'defaults
   return mode === 'effective' ? all : all.filter((one) => !one.isDefault);
 }
 
-const schemaFile = (file: string): SchemaFile => (file === 'postern.yaml' || file === 'shaping.yaml' ? file : 'tenants/*.yaml');
+function schemaFile(file: string): SchemaFile {
+  if (file === SHIPPED_PROFILES) return 'profiles.yaml';
+  return file === 'postern.yaml' || file === 'shaping.yaml' || file === 'profiles.yaml' ? file : 'tenants/*.yaml';
+}
 
 function keyValues(file: string, schema: Described, value: unknown, key: string): KeyValue[] {
-  if (schema.properties !== undefined) {
+  // A map that may be left out, and was, says nothing: its keys' defaults are not in force.
+  if (schema.properties !== undefined && (key === '' || (value ?? schema.default) !== undefined)) {
     const map = (value ?? {}) as Readonly<Record<string, unknown>>;
     return Object.entries(schema.properties).flatMap(([name, inner]) => keyValues(file, inner, map[name], key === '' ? name : `${key}.${name}`));
   }
@@ -113,7 +119,7 @@ function keyValues(file: string, schema: Described, value: unknown, key: string)
     const items = schema.items;
     return value.flatMap((item: unknown, i) => keyValues(file, items, item, `${key}[${i}]`));
   }
-  const isDefault = value === undefined || JSON.stringify(value) === JSON.stringify(schema.default);
+  const isDefault = value === undefined || file === SHIPPED_PROFILES || JSON.stringify(value) === JSON.stringify(schema.default);
   const effective = value ?? schema.default;
   if (effective === undefined) return [];
   return [{ key: `${file} ${key}`, value: /(?:^|\.)secret$/.test(key) ? '(hidden)' : effective, isDefault, doc: schema.description ?? '' }];
@@ -136,6 +142,7 @@ export function keysAsMarkdown(): string {
     'this folder; a key file written as `credential:NAME` is looked up among the systemd credentials of the',
     'service. Quantities carry their unit: `3d`, `25MiB`, `600/min` (also `600/min burst 60`). Unknown keys are errors.',
     '`postern.yaml` is read at start; the rest is reloaded when a file changes or on SIGHUP, whole or not at all.',
+    '`shaping.yaml` and `profiles.yaml` may be left out: then the defaults hold, and the profiles shipped here.',
     'The tables below and `schema/` are made from the declarations in `daemon/settings/schema.ts` by',
     '`scripts/node scripts/generate.ts`.',
   ];

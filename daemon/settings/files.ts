@@ -5,6 +5,8 @@ import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import { basename, dirname, isAbsolute, join, relative, resolve } from 'node:path';
 
+const SHIPPED = join(import.meta.dirname, '../../config');
+
 /** One reading of a tree. */
 export class TreeFiles {
   readonly root: string;
@@ -28,6 +30,17 @@ export class TreeFiles {
     try {
       const bytes = this.#overlay.get(file) ?? readFileSync(join(this.root, file));
       this.#hash.update(`${file}\0${bytes.length}\0`).update(bytes);
+      return bytes;
+    } catch (error) {
+      return why(error);
+    }
+  }
+
+  /** Octets of a file of the configuration this package ships, for a tree that has none, or why they cannot be read. */
+  shipped(file: string): Buffer | string {
+    try {
+      const bytes = readFileSync(join(SHIPPED, file));
+      this.#hash.update(`shipped ${file}\0${bytes.length}\0`).update(bytes);
       return bytes;
     } catch (error) {
       return why(error);

@@ -1,5 +1,5 @@
 export type * from './settings.ts';
-export { API_SCOPES, FOOTER_ELEMENTS } from './settings.ts';
+export { API_SCOPES, FOOTER_ELEMENTS, SHADOWABLE } from './settings.ts';
 export { loadSettings, type Loaded, type LoadOptions } from './load.ts';
 export { openSettings, type LiveSettings, type OpenOptions, type Reloaded } from './reload.ts';
 export { addCredential, type NewCredential } from './credential.ts';

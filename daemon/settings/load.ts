@@ -4,8 +4,9 @@
 import { buildServer, buildShaping, buildTenant } from './build.ts';
 import { checkServer, checkShaping, checkTenants, type TenantFile } from './check.ts';
 import { TreeFiles } from './files.ts';
+import { buildProfiles, checkProfiles, strictestOf } from './profiles.ts';
 import { sortProblems, type Problem } from './problem.ts';
-import { serverSchema, shapingSchema, tenantSchema } from './schema.ts';
+import { profilesSchema, serverSchema, shapingSchema, tenantSchema } from './schema.ts';
 import type { Credential, Settings, Tenant } from './settings.ts';
 import { applySchema, readSource, type Source } from './source.ts';
 import { isOperatorId } from './values.ts';
@@ -13,6 +14,9 @@ import type { z } from 'zod';
 
 // Where systemd mounts what systemd/postern.service loads; root sees it while the service runs.
 const SERVICE_CREDENTIALS = '/run/credentials/postern.service';
+
+/** What profiles.yaml is called where the tree has none and that of this package holds. */
+export const SHIPPED_PROFILES = 'profiles.yaml (shipped)';
 
 /** What loading a tree came to; `hash` and `folders` are known even when it failed. */
 export type Loaded = { readonly hash: string; readonly folders: readonly string[]; readonly warnings: readonly Problem[] } & (
@@ -40,6 +44,12 @@ export function withServerOf(settings: Settings, old: Settings): Settings {
   return merged;
 }
 
+/** What is read in place of a file the tree does not have, and what it is called in problems and listings. */
+interface Lacking {
+  readonly file: string;
+  readonly found: Buffer | string;
+}
+
 interface Read<T> {
   readonly source: Source;
   readonly value: T | undefined;
@@ -52,13 +62,14 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
   const warnings: Problem[] = [];
   const values = new Map<string, unknown>();
 
-  const read = <T>(file: string, schema: z.ZodType<T>, mayLack = false): Read<T> | undefined => {
-    const found = files.read(file);
-    if (typeof found === 'string' && !(mayLack && found === 'no such file')) {
+  const read = <T>(name: string, schema: z.ZodType<T>, ifMissing?: () => Lacking): Read<T> | undefined => {
+    const own = files.read(name);
+    const { file, found } = own === 'no such file' && ifMissing !== undefined ? ifMissing() : { file: name, found: own };
+    if (typeof found === 'string') {
       problems.push({ file, line: 1, column: 1, path: '', message: found });
       return undefined;
     }
-    const source = readSource(file, typeof found === 'string' ? Buffer.alloc(0) : found);
+    const source = readSource(file, found);
     if (!('document' in source)) {
       problems.push(...source);
       return undefined;
@@ -70,7 +81,8 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
   };
 
   const server = read('postern.yaml', serverSchema);
-  const shaping = read('shaping.yaml', shapingSchema, true);
+  const shaping = read('shaping.yaml', shapingSchema, () => ({ file: 'shaping.yaml', found: Buffer.alloc(0) }));
+  const profiles = read('profiles.yaml', profilesSchema, () => ({ file: SHIPPED_PROFILES, found: files.shipped('profiles.yaml') }));
   const tenants: TenantFile[] = [];
   for (const name of tenantFiles(files, problems, warnings)) {
     const found = read(`tenants/${name}.yaml`, tenantSchema);
@@ -79,8 +91,9 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
 
   if (server?.value !== undefined) problems.push(...checkServer(server.source, server.value, files));
   if (shaping?.value !== undefined) problems.push(...checkShaping(shaping.source, shaping.value, server?.value));
+  if (profiles?.value !== undefined) problems.push(...checkProfiles(profiles.source, profiles.value));
   const texts = new Map<string, Buffer>();
-  problems.push(...checkTenants(tenants, server?.value?.sandbox ?? false, files, texts));
+  problems.push(...checkTenants(tenants, { sandbox: server?.value?.sandbox ?? false, profiles: profiles?.value?.profiles }, files, texts));
   if (server?.value?.sandbox === true && shaping?.value?.routes.length === 0) {
     warnings.push(server.source.problem(['sandbox'], 'a sandbox without a route delivers nothing', 'key'));
   }
@@ -90,10 +103,11 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
   }
 
   const known = { hash: files.hash(), folders: Object.freeze([...files.folders]), warnings: sortProblems(warnings) };
-  if (problems.length > 0 || server?.value === undefined || shaping?.value === undefined) {
+  if (problems.length > 0 || server?.value === undefined || shaping?.value === undefined || profiles?.value === undefined) {
     return { ok: false, problems: sortProblems(problems), ...known };
   }
   const built = tenants.map(({ id, value }): readonly [string, Tenant] => [id, buildTenant(id, value, files, texts)]);
+  const jurisdictions = buildProfiles(profiles.value);
   const settings: Settings = Object.freeze({
     hash: known.hash,
     root: files.root,
@@ -101,6 +115,8 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
     tenants: new Map(built),
     credentials: new Map(built.flatMap(([, tenant]) => tenant.credentials.map((one): readonly [string, Credential] => [one.username, one]))),
     shaping: buildShaping(shaping.value),
+    profiles: jurisdictions,
+    strictest: strictestOf([...jurisdictions.values()]),
   });
   written.set(settings, values);
   return { ok: true, settings, ...known };

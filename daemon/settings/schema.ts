@@ -1,8 +1,9 @@
 // Every key of the configuration, declared once: type, default with its reason, unit, sentence, reload
-// class. Nothing else in the house names a key or a default. postern.yaml is read at start; tenants/
-// and shaping.yaml are reloaded live. Unknown keys are errors everywhere.
+// class. Nothing else in the house names a key or a default. postern.yaml is read at start; tenants/,
+// shaping.yaml and profiles.yaml are reloaded live. Unknown keys are errors everywhere.
 import { z } from 'zod';
-import { CLICK_MODES, OPEN_MODES } from '../mail/index.ts';
+import { BASIS_FACTS, CLICK_MODES, LEGAL_BASES, OPEN_MODES, type LegalBasis } from '../mail/index.ts';
+import { API_SCOPES, FOOTER_ELEMENTS } from './settings.ts';
 import * as v from './values.ts';
 import { declare } from './values.ts';
 
@@ -42,6 +43,7 @@ export const serverSchema = z.strictObject({
     submission: preset(z.array(v.listen), ['[::]:587'], { says: 'Submission with STARTTLS; `[]` closes it.', reason: 'the registered port' }),
     pages: preset(z.array(v.listen), ['127.0.0.1:8080'], { says: "Recipients' pages: clicks, opens, unsubscribe, preferences.", reason: 'for a proxy on this machine' }),
     pages_tls: preset(v.yes, false, { says: 'Whether the pages speak TLS themselves, with the certificate above.', reason: 'a proxy in front usually does' }),
+    api: preset(z.array(v.listen), [], { says: "The tenants' HTTP API, always over TLS with the certificate above; `[]` closes it.", reason: 'a door nobody asked for stays shut' }),
     metrics: preset(z.array(v.listen), ['127.0.0.1:9464'], { says: 'Prometheus metrics; `[]` closes it.', reason: 'never open to the world by default' }),
   }), {}, { says: 'Where we listen.' }),
   limits: preset(limits, {}, { says: 'What a submission may cost us.' }),
@@ -84,13 +86,16 @@ const domain = z.strictObject({
   pages: live.needed(v.origin, { says: "Base of recipients' links; https, or http in a sandbox." }),
 });
 
+// What most people write; the rest of the list has no plain name.
+const PLAIN_BASES = ['consent', 'contract', 'legal-obligation'] as const;
+
 const stream = z.strictObject({
   id: live.needed(v.id, { says: 'Name of the stream.' }),
   purpose: live.needed(v.id, { says: 'The one purpose its messages serve; a purpose of the policies above.' }),
   class: live.needed(z.enum(['marketing', 'transactional']), { says: 'marketing gets one-click unsubscribe and waits behind transactional.' }),
   consent: live.preset(z.enum(['required', 'not-needed']), 'required', { says: 'Whether a recipient must have consented; not-needed asks for legal_basis.', reason: 'nobody is mailed by oversight' }),
   retry_for: live.choice(v.duration, { says: 'How long delivery is tried. Left out: 3d for marketing, because a receiver may be down over a weekend; 12h for transactional, because by then the sender must learn of it and use another way.' }),
-  legal_basis: live.choice(v.words, { says: 'Recorded beside each message: consent, contract, legal-obligation ... Left out: consent.' }),
+  legal_basis: live.choice(z.enum([...PLAIN_BASES, ...LEGAL_BASES]), { says: 'What its mail rests on; consent, contract and legal-obligation are plain words for gdpr_6_1_a, gdpr_6_1_b and gdpr_6_1_c. Left out: consent.' }),
   text_links: live.preset(v.yes, false, { says: 'Rewrite links in plain-text parts too.', reason: 'readers see those links as they are' }),
   bounces_to: live.preset(z.union([z.literal(''), v.email]), '', { says: "Where failure notices go; '' means the envelope sender.", reason: 'RFC 5321 §6.1' }),
 });
@@ -103,14 +108,24 @@ const credential = z.strictObject({
   rate: live.preset(v.rate, 'unset', { says: 'Most recipients it may submit, such as 600/min or 600/min burst 60.', reason: 'throttles towards receivers hold anyway' }),
 });
 
+const apiToken = z.strictObject({
+  id: live.needed(v.id, { says: 'Name of the token in events; unique within the tenant.' }),
+  secret: live.needed(v.tokenSecret, { says: 'SHA-256 of a secret of at least 128 random bits; `postern token create` makes one.' }),
+  scopes: live.needed(z.array(z.enum(API_SCOPES)).min(1), { says: `What it may do: ${API_SCOPES.join(', ')}; none includes another.` }),
+});
+
 /** `tenants/<id>.yaml`. */
 export const tenantSchema = z.strictObject({
   contact: live.needed(contact, { says: 'The sender, as recipients see them.' }),
+  jurisdiction: live.choice(v.id, { says: 'Profile of recipients of whom nothing nearer is known. Left out: of every rule the strictest of all profiles.' }),
   soft_refuse: live.preset(v.yes, false, { says: '5xx that we originate become 4xx while a policy is tried out; each use is logged.', reason: 'a refusal should reach the application' }),
+  shadow: live.preset(z.array(v.words), [], { says: 'Rules about the form of a message, or of a jurisdiction, that are judged and recorded but not enforced; rules of consent and suppression always hold.', reason: 'a rule is enforced' }),
+  keep_evidence: live.preset(v.duration, '0s', { says: 'How long the evidence of a consent outlives the erasure of its person, to answer claims (GDPR Art. 17(3)(e)).', reason: 'erased is erased, until a limitation period is named' }),
   policies: live.needed(z.array(policy).min(1), { says: 'Versions of the privacy policy.' }),
   domains: live.needed(z.array(domain).min(1), { says: 'Domains the tenant sends from.' }),
   streams: live.needed(z.array(stream).min(1), { says: 'Kinds of mail, one purpose each.' }),
   credentials: live.preset(z.array(credential), [], { says: 'Logins of the applications.', reason: 'none until one is added' }),
+  api_tokens: live.preset(z.array(apiToken), [], { says: 'Logins of the HTTP API.', reason: 'none until one is added' }),
 });
 
 const laneKeys = {
@@ -166,6 +181,36 @@ export const shapingSchema = z.strictObject({
   })), [], { says: "Addresses to send from; `[]` leaves the choice to the system and says hostname.", reason: 'one address needs no list' }),
 });
 
+const tracking = z.strictObject({
+  opens: live.preset(z.enum(OPEN_MODES), 'none', { says: 'The most that may be learned of opens.', reason: 'nothing is measured that nobody allowed' }),
+  clicks: live.preset(z.enum(CLICK_MODES), 'none', { says: 'The most that may be learned of clicks.', reason: 'nothing is measured that nobody allowed' }),
+});
+
+/** A map whose keys are legal bases; each key is a name and no key of its own. */
+function perBasis<T extends z.ZodType>(type: T): z.ZodObject<Record<LegalBasis, z.ZodOptional<T>>, z.core.$strict> {
+  return z.strictObject(Object.fromEntries(LEGAL_BASES.map((basis) => [basis, type.optional()])) as Record<LegalBasis, z.ZodOptional<T>>);
+}
+
+const profile = z.strictObject({
+  id: live.needed(v.id, { says: 'Name of the jurisdiction, in consent records and as jurisdiction of a tenant.' }),
+  tlds: live.preset(z.array(v.tld), [], { says: 'Top-level domains whose mailboxes are taken to live there.', reason: 'chosen by consent record or tenant only' }),
+  bases: live.needed(z.array(z.enum(LEGAL_BASES)).min(1), { says: 'Legal bases marketing mail may rest on.' }),
+  basis_facts: live.preset(perBasis(z.array(z.enum(BASIS_FACTS)).min(1)), {}, { says: `What must be on record for a basis, as lists of ${BASIS_FACTS.join(', ')}.`, reason: 'the basis by itself' }),
+  basis_expires: live.preset(perBasis(v.someTime), {}, { says: 'How long a permission on a basis lasts from its collection.', reason: 'until it is withdrawn' }),
+  tracking: live.preset(tracking, {}, { says: 'The most that may be tracked.' }),
+  tracking_apart: live.choice(tracking, { says: 'The most where the tracking choice was asked for by itself. Left out: as tracking.' }),
+  headers: live.preset(z.array(v.fieldName), [], { says: 'Header fields marketing mail must carry, beside those Postern adds.', reason: 'none of the shipped laws names one' }),
+  footer: live.preset(z.array(z.enum(FOOTER_ELEMENTS)), [], { says: 'What the text of marketing mail must show: sender (contact.name), postal (contact.postal), contact (contact.email or contact.url).', reason: 'not every law asks for one' }),
+  reask: live.preset(v.duration, '0s', { says: 'How long nobody may be asked again after a refusal.', reason: 'not every law says' }),
+  unsubscribe: live.preset(v.someTime, '60d', { says: 'How long the unsubscribe link must work after the mail.', reason: 'the longest of the shipped laws (CASL)' }),
+});
+
+/** `profiles.yaml`; without it that of this package holds. */
+export const profilesSchema = z.strictObject({
+  profiles: live.needed(z.array(profile).min(1), { says: 'Jurisdictions. A file takes the place of all the shipped ones.' }),
+});
+
+export type ProfilesInput = z.output<typeof profilesSchema>;
 export type ServerInput = z.output<typeof serverSchema>;
 export type TenantInput = z.output<typeof tenantSchema>;
 export type ShapingInput = z.output<typeof shapingSchema>;

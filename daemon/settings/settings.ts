@@ -13,10 +13,10 @@ export interface Settings {
   /** By username: usernames are unique over all tenants. */
   readonly credentials: ReadonlyMap<string, Credential>;
   readonly shaping: Shaping;
-  /** `profiles.yaml`, by id. */
-  readonly profiles?: ReadonlyMap<string, Profile>;
+  /** `profiles.yaml`, by id; the shipped ones where the tree has no such file. */
+  readonly profiles: ReadonlyMap<string, Profile>;
   /** What holds where the jurisdiction is unknown: of every rule the strictest of all profiles. */
-  readonly strictest?: Profile;
+  readonly strictest: Profile;
 }
 
 /** `postern.yaml`. Keys that need a restart are marked so in the schema. */
@@ -37,6 +37,8 @@ export interface Server {
     readonly pages: readonly Listen[];
     /** Pages over TLS: false when a proxy in front of us does it. */
     readonly pagesTls: boolean;
+    /** The tenants' HTTP API, always over TLS. */
+    readonly api: readonly Listen[];
     readonly metrics: readonly Listen[];
   };
   readonly limits: {
@@ -76,12 +78,18 @@ export interface Tenant {
   readonly softRefuse: boolean;
   /** Profile of recipients of whom nothing nearer is known; undefined: the strictest. */
   readonly jurisdiction?: string;
-  /** Rules of the kinds `message-*` and `profile-*` that are judged and recorded but not enforced. */
+  /** Rules among SHADOWABLE that are judged and recorded but not enforced. */
   readonly shadow?: ReadonlySet<string>;
   readonly apiTokens?: readonly ApiToken[];
   /** How long consent evidence outlives the erasure of its person (GDPR Art. 17(3)(e)), 0: not at all. */
   readonly keepEvidenceMs?: number;
 }
+
+/**
+ * Rules that may stand in a tenant's `shadow`: those about the form of a message and those of a jurisdiction.
+ * Whose mail it is, who consented and who is suppressed is never tried out.
+ */
+export const SHADOWABLE = ['message-duplicate-field', 'message-visible-recipients'] as const;
 
 /** A login of the tenant's HTTP API. */
 export interface ApiToken {
@@ -150,7 +158,7 @@ export interface Stream {
   readonly class: 'marketing' | 'transactional';
   readonly consentRequired: boolean;
   readonly retryForMs: number;
-  readonly legalBasis: string;
+  readonly legalBasis: LegalBasis;
   /** Plain-text links are rewritten too. */
   readonly textLinks: boolean;
   /** Where failure notices go; '' means the envelope sender. */

@@ -63,6 +63,10 @@ export const words = text(/^[^\p{Cc}]{1,500}$/u, 'one line of text');
 export const selector = text(/^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$/, 'a DKIM selector such as s2026a');
 export const file = text(/^[^\p{Cc}]{1,1000}$/u, 'a file name');
 export const secret = text(/^sha256:[0-9a-f]{64}$/, 'sha256: and 64 hex digits (make one with `postern credential create`)');
+export const tokenSecret = text(/^sha256:[0-9a-f]{64}$/, 'sha256: and 64 hex digits (make one with `postern token create`)');
+// RFC 5322 §2.2: printable ASCII without a colon; what is in use is letters, digits and hyphens.
+export const fieldName = text(/^[A-Za-z][A-Za-z0-9-]{0,75}$/, 'the name of a header field, such as Reply-To');
+export const tld = text(new RegExp(`^${LABEL}$`), 'a top-level domain in lower case without a dot, such as fr');
 /** Base of recipients' links: scheme and host, perhaps a port, no path. */
 export const origin = text(new RegExp(`^https?://(?:${NAME}|localhost|\\d{1,3}(?:\\.\\d{1,3}){3})(?::\\d{1,5})?$`.replaceAll('{1,253}$', '{1,260}$')),
   'a URL without a path, such as https://news.acme.example');
@@ -81,6 +85,7 @@ export const yes = z.boolean();
 /** A whole number in [least, most]. */
 export const count = (least: number, most: number) => z.int().min(least).max(most);
 export const duration = text(DURATION_PATTERN, 'a duration with its unit (ms, s, m, h, d), such as 3d').transform((value) => parseDuration(value) ?? 0);
+export const someTime = duration.refine((ms) => ms > 0, 'expected more than no time');
 export const size = text(SIZE_PATTERN, 'a size with its unit (B, KiB, MiB, GiB, TiB), such as 25MiB').transform((value) => parseSize(value) ?? 0);
 export const rate = text(RATE_PATTERN, 'a rate with its unit (s, min, h, d), such as 600/min, or unset').transform((value) => parseRate(value));
 export const day = text(/^\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d)?Z)?$/, 'a day such as 2026-01-15 (UTC)').transform((value, ctx) => {

@@ -29,7 +29,7 @@ t.test('a tree becomes a frozen snapshot with units resolved', async (t) => {
   const { server, shaping } = settings;
   t.equal(server.dataDir, join(root, 'data'));
   t.equal(server.masterKeyFile, join(root, 'keys/master.key'));
-  t.strictSame(server.listeners, { submissions: [{ host: '127.0.0.1', port: 2465 }], submission: [], pages: [{ host: '127.0.0.1', port: 8080 }], pagesTls: false, metrics: [{ host: '127.0.0.1', port: 9464 }] });
+  t.strictSame(server.listeners, { submissions: [{ host: '127.0.0.1', port: 2465 }], submission: [], pages: [{ host: '127.0.0.1', port: 8080 }], pagesTls: false, api: [], metrics: [{ host: '127.0.0.1', port: 9464 }] });
   t.equal(server.limits.messageBytes, 10 * 1024 * 1024);
   t.equal(server.limits.idleTimeoutMs, 300_000);
   t.ok(server.resolver.servers.length > 0, 'no servers written: those of the system');
@@ -40,8 +40,8 @@ t.test('a tree becomes a frozen snapshot with units resolved', async (t) => {
   t.strictSame(shaping.retry, { firstMs: 60_000, maxMs: 3_600_000 });
 
   const acme = settings.tenants.get('acme');
-  t.strictSame(acme?.streams.get('newsletter'), { id: 'newsletter', purpose: 'newsletter', class: 'marketing', consentRequired: true, retryForMs: 259_200_000, legalBasis: 'consent', textLinks: false, bouncesTo: '' });
-  t.match(acme?.streams.get('receipts'), { consentRequired: false, retryForMs: 43_200_000, legalBasis: 'contract' });
+  t.strictSame(acme?.streams.get('newsletter'), { id: 'newsletter', purpose: 'newsletter', class: 'marketing', consentRequired: true, retryForMs: 259_200_000, legalBasis: 'gdpr_6_1_a', textLinks: false, bouncesTo: '' });
+  t.match(acme?.streams.get('receipts'), { consentRequired: false, retryForMs: 43_200_000, legalBasis: 'gdpr_6_1_b' });
   t.match(acme?.policies[0], { version: '2026-01', effectiveAt: Date.UTC(2026, 0, 1), tracking: { opens: 'aggregate', clicks: 'none' }, text: /^# Privacy notice/ });
   t.strictSame(settings.credentials.get('shop')?.secretHash, Buffer.alloc(32));
   t.strictSame(settings.credentials.get('shop')?.rate, { count: 600, perMs: 60_000, burst: 20 });

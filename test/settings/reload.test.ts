@@ -221,7 +221,7 @@ t.test('every key says what it is for, and a default says why; the files made fr
   }
   const shipped = (name: string): string => readFileSync(join(REPOSITORY, 'config', name), 'utf8');
   t.equal(shipped('README.md'), keysAsMarkdown());
-  for (const [name, file] of [['postern', 'postern.yaml'], ['tenant', 'tenants/*.yaml'], ['shaping', 'shaping.yaml']] as const) {
+  for (const [name, file] of [['postern', 'postern.yaml'], ['tenant', 'tenants/*.yaml'], ['shaping', 'shaping.yaml'], ['profiles', 'profiles.yaml']] as const) {
     t.strictSame(JSON.parse(shipped(`schema/${name}.json`)), jsonSchema(file));
     t.equal(jsonSchema(file)['$schema'], 'https://json-schema.org/draft/2020-12/schema');
   }
