@@ -65,13 +65,15 @@ export async function openStores(root: string, log: Log, metrics = new Metrics()
   const spool = await openSpool({ dir: join(server.dataDir, 'spool'), keyring, clock, log, reserveBytes: server.limits.diskReserveBytes });
   const store = openLedgerStore(server.dataDir);
   journal = openJournal({ dir: join(server.dataDir, 'events'), clock, keepMs: server.limits.keepEventsMs, log });
-  const ledger = openLedger({ store, keyring, clock });
+  const ledger = openLedger({ store, keyring, clock, hostname: server.hostname });
+  await ledger.recover();
   const opened = { live, keyring, ledger, spool, journal };
   return {
     ...opened,
     async close() {
       live.close();
       await opened.spool.close();
+      await ledger.close();
       await store.close();
       await opened.journal.close();
     },

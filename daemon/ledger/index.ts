@@ -1,9 +1,10 @@
-export {
-  openLedger, type ConsentEntry, type ConsentResult, type Facts, type Ledger, type LedgerParts, type ListedSuppression, type SuppressionEntry,
-} from './ledger.ts';
+export { openLedger, type LedgerParts } from './stored-ledger.ts';
+export type { ConsentEntry, ConsentResult, Facts, Ledger, ListedSuppression, SuppressionEntry } from './ledger.ts';
+export type { LogEntry, Receipt, Verified, TenantLogs } from './log.ts';
+export type { PolicyConflict } from './policy-book.ts';
 export {
   CONSENT_STATES, SUPPRESSION_CAUSES, parseScope,
-  type ConsentRecord, type ConsentState, type Evidence, type Suppression, type SuppressionCause, type SuppressionScope, type Suspension,
+  type ConsentRecord, type ConsentState, type ConsentStatement, type Evidence, type Suppression, type SuppressionCause, type SuppressionScope, type Suspension,
 } from './records.ts';
 export { importConsents, importSuppressions, type ImportOptions, type ImportResult } from './import.ts';
 export type { RowError } from './rows.ts';

@@ -1,8 +1,10 @@
-// What the ledger keeps of a person, and how it stands on disk. A consent record takes about 130 octets
-// of value and 40 of key; no record holds an address, only keyed hashes and what was agreed. Field names
-// follow ISO/IEC TS 27560 where it has one. A record that cannot be read is E_STORE: the gate then
-// cannot tell, which is never a yes.
-import { CLICK_MODES, MailError, OPEN_MODES, type BasisFact, type Instant, type Tracking } from '../mail/index.ts';
+// What the ledger keeps of a person, and how it stands on disk. A consent row takes about 90 octets of
+// value and 40 of key. It holds what a decision needs, veiled under the person's own secret; how the
+// consent came about stands in the log (log.ts), under the person's evidence secret. No row holds an
+// address, only keyed hashes. Field names follow ISO/IEC TS 27560 where it has one. A record that cannot
+// be read is E_STORE: the gate then cannot tell, which is never a yes.
+import { BASIS_FACTS, CLICK_MODES, MailError, OPEN_MODES, type BasisFact, type Instant, type Tracking } from '../mail/index.ts';
+import { keyStream, veil } from './veil.ts';
 
 export const CONSENT_STATES = ['pending', 'given', 'withdrawn', 'refused', 'expired'] as const;
 export type ConsentState = (typeof CONSENT_STATES)[number];
@@ -19,8 +21,9 @@ export interface Evidence {
   readonly doubleOptIn?: { readonly requestedAt: Instant; readonly confirmedAt?: Instant };
 }
 
+/** What a decision needs of a consent. */
 export interface ConsentRecord {
-  /** The evidence id that verdicts, events and receipts quote. */
+  /** The evidence id that verdicts, events and receipts quote: the leaf of the tenant's log that recorded it. */
   readonly id: string;
   readonly purpose: string;
   readonly state: ConsentState;
@@ -28,9 +31,7 @@ export interface ConsentRecord {
   readonly legalBasis: string;
   /** SHA-256 of the policy version in force when it was collected, hex. */
   readonly policyHash: string;
-  /** `form`, `import`, `paper`, ... */
-  readonly method: string;
-  readonly evidence: Evidence;
+  /** When the person said it: the time of the evidence. */
   readonly givenAt: Instant;
   /** Absent: until withdrawn. */
   readonly expiresAt?: Instant;
@@ -40,12 +41,20 @@ export interface ConsentRecord {
   readonly facts?: readonly BasisFact[];
   /** Profile id the person was collected under, such as `de`; absent or '' when nobody said. */
   readonly jurisdiction?: string;
-  /** The last change of state, and by whom (`cli`, `import`, `recipient`, ...). */
+  /** The last change of state. */
   readonly changedAt: Instant;
+}
+
+/** A consent with how it came about, read from the log. */
+export interface ConsentStatement extends ConsentRecord {
+  /** `form`, `import`, `paper`, ...; '' where the evidence was destroyed. */
+  readonly method: string;
+  readonly evidence: Evidence;
+  /** Who changed it last (`cli`, `import`, `recipient`, ...). */
   readonly changedBy: string;
 }
 
-export const SUPPRESSION_CAUSES = ['hard-bounce', 'complaint', 'unsubscribe', 'objection', 'erasure', 'manual'] as const;
+export const SUPPRESSION_CAUSES = ['hard-bounce', 'complaint', 'unsubscribe', 'objection', 'erasure', 'manual', 'restriction'] as const;
 export type SuppressionCause = (typeof SUPPRESSION_CAUSES)[number];
 
 export type SuppressionScope = 'all' | `purpose:${string}` | `stream:${string}`;
@@ -88,14 +97,12 @@ class Writer {
   }
 
   text(text: string): this {
-    return this.bytes(Buffer.from(text));
-  }
-
-  bytes(octets: Buffer): this {
-    if (octets.length > TEXT_OCTETS) throw new MailError('E_CONTROL', `a field of a consent or suppression is longer than ${TEXT_OCTETS} octets`);
+    const octets = Buffer.from(text);
+    if (octets.length > TEXT_OCTETS) throw new MailError('E_CONTROL', `a field of a suppression is longer than ${TEXT_OCTETS} octets`);
     this.#parts.push(Buffer.of(octets.length), octets);
     return this;
   }
+
 
   done(): Buffer {
     return Buffer.concat(this.#parts);
@@ -132,11 +139,6 @@ class Reader {
     return this.#octets.toString('utf8', from, to);
   }
 
-  hex(): string {
-    const [from, to] = this.#span();
-    return this.#octets.toString('hex', from, to);
-  }
-
   one<T>(list: readonly T[]): T {
     const value = list[this.octet()];
     if (value === undefined) throw new MailError('E_STORE', 'a ledger record has a value this program does not know');
@@ -152,59 +154,72 @@ class Reader {
   }
 }
 
-const HAS = { expiry: 1, form: 2, ip: 4, optIn: 8 } as const;
+/** A consent row: the record, the slot of the person's secrets and the leaf that wrote it last. */
+export interface ConsentRow {
+  readonly record: ConsentRecord;
+  readonly slot: number;
+  readonly leaf: number;
+}
+
+// version (1) · slot (5) · leaf (6), in clear: without them the rest cannot be read.
+const CLEAR_OCTETS = 12;
+
+/** Where a row's secrets lie, without reading the rest. @throws MailError E_STORE */
+export function slotOf(octets: Buffer): number {
+  if (octets[0] !== VERSION || octets.length <= CLEAR_OCTETS) throw new MailError('E_STORE', 'a consent row is of a version this program does not know');
+  return octets.readUIntBE(1, 5);
+}
 
 /** @throws MailError E_CONTROL when a field is too long to be stored */
-export function encodeConsent(r: ConsentRecord): Buffer {
-  const { evidence } = r;
-  const has =
-    (r.expiresAt === undefined ? 0 : HAS.expiry) |
-    (evidence.formHash === undefined ? 0 : HAS.form) |
-    (evidence.ipPseudonym === undefined ? 0 : HAS.ip) |
-    (evidence.doubleOptIn === undefined ? 0 : HAS.optIn);
-  const w = new Writer()
-    .octets(VERSION, has, CONSENT_STATES.indexOf(r.state), OPEN_MODES.indexOf(r.tracking.opens), CLICK_MODES.indexOf(r.tracking.clicks))
-    .text(r.id).text(r.purpose).text(r.legalBasis).bytes(hashOctets(r.policyHash)).text(r.method)
-    .text(evidence.source).time(evidence.time).time(r.givenAt).time(r.changedAt).text(r.changedBy);
-  if (r.expiresAt !== undefined) w.time(r.expiresAt);
-  if (evidence.formHash !== undefined) w.bytes(hashOctets(evidence.formHash));
-  if (evidence.ipPseudonym !== undefined) w.text(evidence.ipPseudonym);
-  if (evidence.doubleOptIn !== undefined) w.time(evidence.doubleOptIn.requestedAt).time(evidence.doubleOptIn.confirmedAt);
-  return w.done();
+export function encodeConsent({ record: r, slot, leaf }: ConsentRow, key: Buffer, secret: Buffer): Buffer {
+  if (!/^[0-9a-f]{64}$/.test(r.policyHash)) throw new MailError('E_CONTROL', 'a policy hash is not 64 hex digits');
+  const basis = Buffer.byteLength(r.legalBasis);
+  const place = Buffer.byteLength(r.jurisdiction ?? '');
+  const purpose = Buffer.byteLength(r.purpose);
+  if (Math.max(basis, place, purpose) > TEXT_OCTETS) throw new MailError('E_CONTROL', `a field of a consent is longer than ${TEXT_OCTETS} octets`);
+  const octets = Buffer.allocUnsafe(CLEAR_OCTETS + 61 + basis + place);
+  octets[0] = VERSION;
+  octets.writeUIntBE(slot, 1, 5);
+  octets.writeUIntBE(leaf, 6, 6);
+  let at = CLEAR_OCTETS;
+  octets[at++] = CONSENT_STATES.indexOf(r.state);
+  octets[at++] = OPEN_MODES.indexOf(r.tracking.opens) * 16 + CLICK_MODES.indexOf(r.tracking.clicks);
+  octets[at++] = (r.facts ?? []).reduce((bits, fact) => bits | (1 << BASIS_FACTS.indexOf(fact)), 0);
+  at += octets.write(r.policyHash, at, 'hex');
+  for (const time of [Number(r.id), r.givenAt, r.changedAt, r.expiresAt ?? 0]) at = octets.writeUIntBE(time, at, 6);
+  octets[at++] = basis;
+  at += octets.write(r.legalBasis, at);
+  octets[at++] = place;
+  octets.write(r.jurisdiction ?? '', at);
+  veil(octets.subarray(CLEAR_OCTETS), keyStream(key, secret, leaf, octets.length - CLEAR_OCTETS));
+  return octets;
 }
 
-function hashOctets(hex: string): Buffer {
-  if (!/^[0-9a-f]{64}$/.test(hex)) throw new MailError('E_CONTROL', 'a policy or form hash is not 64 hex digits');
-  return Buffer.from(hex, 'hex');
-}
-
-/** @throws MailError E_STORE when the octets are not a record of ours */
-export function decodeConsent(octets: Buffer): ConsentRecord {
-  const r = new Reader(octets);
-  const has = r.octet();
-  const state = r.one(CONSENT_STATES);
-  const tracking = { opens: r.one(OPEN_MODES), clicks: r.one(CLICK_MODES) };
-  const id = r.text();
-  const purpose = r.text();
-  const legalBasis = r.text();
-  const policyHash = r.hex();
-  const method = r.text();
-  const source = r.text();
-  const time = r.time();
-  const givenAt = r.time();
-  const changedAt = r.time();
-  const changedBy = r.text();
-  const expiry = (has & HAS.expiry) === 0 ? {} : { expiresAt: r.time() };
-  const form = (has & HAS.form) === 0 ? {} : { formHash: r.hex() };
-  const ip = (has & HAS.ip) === 0 ? {} : { ipPseudonym: r.text() };
-  const optIn = (has & HAS.optIn) === 0 ? {} : { doubleOptIn: readOptIn(r) };
-  return { id, purpose, state, legalBasis, policyHash, method, evidence: { source, time, ...form, ...ip, ...optIn }, givenAt, ...expiry, tracking, changedAt, changedBy };
-}
-
-function readOptIn(r: Reader): { requestedAt: Instant; confirmedAt?: Instant } {
-  const requestedAt = r.time();
-  const confirmedAt = r.time();
-  return confirmedAt === 0 ? { requestedAt } : { requestedAt, confirmedAt };
+/** Reads a row. @throws MailError E_STORE when they are not a row of ours */
+export function decodeConsent(octets: Buffer, purpose: string, key: Buffer, secret: Buffer): ConsentRow {
+  const slot = slotOf(octets);
+  const leaf = octets.readUIntBE(6, 6);
+  const clear = veil(Buffer.from(octets.subarray(CLEAR_OCTETS)), keyStream(key, secret, leaf, octets.length - CLEAR_OCTETS));
+  const basisOctets = clear[59] ?? 0;
+  const state = CONSENT_STATES[clear[0] ?? 255];
+  const opens = OPEN_MODES[(clear[1] ?? 255) >> 4];
+  const clicks = CLICK_MODES[(clear[1] ?? 255) & 15];
+  if (clear.length < 61 || clear.length !== 61 + basisOctets + (clear[60 + basisOctets] ?? 255) || state === undefined || opens === undefined || clicks === undefined) {
+    throw new MailError('E_STORE', 'a consent row does not open with its keys, or is damaged');
+  }
+  const expiresAt = clear.readUIntBE(53, 6);
+  const bits = clear[2] ?? 0;
+  const jurisdiction = clear.toString('utf8', 61 + basisOctets);
+  return {
+    slot, leaf,
+    record: {
+      id: String(clear.readUIntBE(35, 6)), purpose, state, legalBasis: clear.toString('utf8', 60, 60 + basisOctets), policyHash: clear.toString('hex', 3, 35),
+      givenAt: clear.readUIntBE(41, 6), changedAt: clear.readUIntBE(47, 6), tracking: { opens, clicks },
+      ...(expiresAt === 0 ? undefined : { expiresAt }),
+      ...(bits === 0 ? undefined : { facts: BASIS_FACTS.filter((_, i) => (bits & (1 << i)) !== 0) }),
+      ...(jurisdiction === '' ? undefined : { jurisdiction }),
+    },
+  };
 }
 
 /** All suppressions of one hash, in one value: two reads tell everything about a person. */

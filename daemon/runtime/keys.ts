@@ -4,7 +4,7 @@
 // missing master key stops the caller with E_KEY_UNREADABLE or E_KEY_WRONG, and files are made 0600,
 // synced, and never overwritten. AES-256-GCM (NIST SP 800-38D), HMAC-SHA-256 (RFC 2104).
 import { createCipheriv, createDecipheriv, createSecretKey, type KeyObject } from 'node:crypto';
-import { closeSync, fsyncSync, linkSync, mkdirSync, openSync, readFileSync, statSync, unlinkSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, fsyncSync, linkSync, mkdirSync, openSync, readFileSync, statSync, unlinkSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { MailError } from '../mail/index.ts';
 import { randomOctets } from './ids.ts';
@@ -19,6 +19,11 @@ export interface TenantKeys {
   readonly token: { readonly id: Buffer; readonly key: KeyObject };
   /** HMAC of reverse-path tokens. */
   readonly verp: KeyObject;
+  /** What a person's own secret is mixed with to veil their consent record and its evidence, 32 octets each. */
+  readonly people: Buffer;
+  readonly evidence: Buffer;
+  /** Seed of the Ed25519 key that signs the checkpoints of the tenant's log, 32 octets. */
+  readonly log: Buffer;
 }
 
 export interface Keyring {
@@ -28,12 +33,20 @@ export interface Keyring {
   tenantOfToken(keyId: Buffer): string | undefined;
   /** Loads the keys of these tenants, so that tokens of all of them are known. */
   load(tenants: Iterable<string>): void;
+  /** The folder of all that must be forgettable: back it up apart, and keep only the latest copy. */
+  readonly dir: string;
+  /** All keys of a tenant in clear, hex by kind, for `postern tenant export`; whoever has them reads everything. */
+  reveal(id: string): Readonly<Record<string, string>>;
+  /** Takes over keys that reveal() told. @throws MailError E_KEY_WRONG when the tenant has keys already or a kind is missing */
+  adopt(id: string, keys: Readonly<Record<string, string>>): void;
+  /** Destroys the tenant's keys: what they sealed cannot be read again by anybody. */
+  destroy(id: string): void;
 }
 
 const KEY_OCTETS = 32;
 const IV_OCTETS = 12;
 const TAG_OCTETS = 16;
-const KINDS = ['address', 'payload', 'token', 'verp'] as const;
+const KINDS = ['address', 'payload', 'token', 'verp', 'people', 'evidence', 'log'] as const;
 
 /** Octets that seal() adds. */
 export const sealedLength = (clear: number): number => clear + IV_OCTETS + TAG_OCTETS;
@@ -87,40 +100,75 @@ export function openKeyring(dir: string, master: KeyObject): Keyring {
   function tenant(id: string): TenantKeys {
     const known = tenants.get(id);
     if (known !== undefined) return known;
-    const keys = unwrap(readOrMake(dir, id, master), id, master);
+    const keys = tenantKeys(unwrap(readOrMake(dir, id, master), id, master));
     tenants.set(id, keys);
     tokenIds.set(keys.token.id.toString('hex'), id);
     return keys;
   }
 
   return {
+    dir,
     tenant,
     tenantOfToken: (keyId) => tokenIds.get(keyId.toString('hex')),
     load(ids) {
       for (const id of ids) tenant(id);
     },
+    reveal(id) {
+      const { tokenId, ...clear } = unwrap(readOrMake(dir, id, master), id, master);
+      return { tokenId: tokenId.toString('hex'), ...Object.fromEntries(KINDS.map((kind) => [kind, clear[kind].toString('hex')])) };
+    },
+    adopt(id, keys) {
+      for (const [kind, digits] of [...KINDS.map((kind) => [kind, 64] as const), ['tokenId', 8] as const]) {
+        if (!new RegExp(`^[0-9a-f]{${digits}}$`).test(keys[kind] ?? '')) throw new MailError('E_KEY_WRONG', `the ${kind} key of ${id} is missing or not ${digits} hex digits`);
+      }
+      const file = keyFile(dir, id);
+      writeOnce(dir, file, wrap(id, master, (kind) => Buffer.from(keys[kind] ?? '', 'hex'), Buffer.from(keys['tokenId'] ?? '', 'hex')));
+      const now = unwrap(readOrMake(dir, id, master), id, master);
+      if (now.address.toString('hex') !== keys['address']) throw new MailError('E_KEY_WRONG', `${file} exists already with other keys; delete that tenant first`);
+      tenants.delete(id);
+      tenant(id);
+    },
+    destroy(id) {
+      const file = keyFile(dir, id);
+      tenants.delete(id);
+      for (const [tokenId, owner] of tokenIds) if (owner === id) tokenIds.delete(tokenId);
+      overwrite(file);
+      unlinkSync(file);
+      syncFolder(dir);
+    },
   };
 }
 
-type Wrapped = Readonly<Record<(typeof KINDS)[number] | 'tokenId', string>>;
+type Kind = (typeof KINDS)[number];
+type Wrapped = Readonly<Record<Kind | 'tokenId', string>>;
+type Clear = Readonly<Record<Kind | 'tokenId', Buffer>>;
+
+function keyFile(dir: string, id: string): string {
+  if (!/^[a-z0-9][a-z0-9-]{0,62}$/.test(id)) throw new MailError('E_KEY_UNREADABLE', `tenant id ${JSON.stringify(id)}`);
+  return join(dir, `${id}.json`);
+}
 
 function readOrMake(dir: string, id: string, master: KeyObject): Wrapped {
-  if (!/^[a-z0-9][a-z0-9-]{0,62}$/.test(id)) throw new MailError('E_KEY_UNREADABLE', `tenant id ${JSON.stringify(id)}`);
-  const file = join(dir, `${id}.json`);
+  const file = keyFile(dir, id);
   for (;;) {
     try {
-      return JSON.parse(readFileSync(file, 'utf8')) as Wrapped;
+      const found = JSON.parse(readFileSync(file, 'utf8')) as Partial<Wrapped>;
+      if (KINDS.every((kind) => typeof found[kind] === 'string')) return found as Wrapped;
+      throw new Error(`it lacks the ${KINDS.find((kind) => typeof found[kind] !== 'string')} key: version 0.1 made it, whose data this one cannot use; start with an empty data_dir`);
     } catch (cause) {
       if (!(cause instanceof Error && 'code' in cause && cause.code === 'ENOENT')) {
-        throw new MailError('E_KEY_UNREADABLE', `${file}: ${String(cause)}`, { cause });
+        throw new MailError('E_KEY_UNREADABLE', `${file}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
       }
     }
-    const fresh = JSON.stringify({
-      tokenId: randomOctets(4).toString('hex'),
-      ...Object.fromEntries(KINDS.map((kind) => [kind, seal(master, randomOctets(KEY_OCTETS), `${id}/${kind}`).toString('base64')])),
-    });
-    writeOnce(dir, file, fresh);
+    writeOnce(dir, file, wrap(id, master, () => randomOctets(KEY_OCTETS), randomOctets(4)));
   }
+}
+
+function wrap(id: string, master: KeyObject, key: (kind: Kind) => Buffer, tokenId: Buffer): string {
+  return JSON.stringify({
+    tokenId: tokenId.toString('hex'),
+    ...Object.fromEntries(KINDS.map((kind) => [kind, seal(master, key(kind), `${id}/${kind}`).toString('base64')])),
+  });
 }
 
 /** Writes a file whole or not at all, and leaves an existing one alone. */
@@ -137,21 +185,43 @@ function writeOnce(dir: string, file: string, text: string): void {
     closeSync(fd);
     unlinkSync(draft);
   }
+  syncFolder(dir);
+}
+
+function syncFolder(dir: string): void {
   const folder = openSync(dir, 'r');
   fsyncSync(folder);
   closeSync(folder);
 }
 
-function unwrap(wrapped: Wrapped, id: string, master: KeyObject): TenantKeys {
-  const open = (kind: (typeof KINDS)[number]): KeyObject => {
-    const clear = unseal(master, Buffer.from(String(wrapped[kind]), 'base64'), `${id}/${kind}`);
+/** Zeros over what a file holds, synced: its name alone is not what must go. */
+function overwrite(file: string): void {
+  const fd = openSync(file, 'r+');
+  try {
+    writeSync(fd, Buffer.alloc(fstatSync(fd).size), 0, undefined, 0);
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function unwrap(wrapped: Wrapped, id: string, master: KeyObject): Clear {
+  const open = (kind: Kind): Buffer => {
+    const clear = unseal(master, Buffer.from(wrapped[kind], 'base64'), `${id}/${kind}`);
     if (clear === undefined) throw new MailError('E_KEY_WRONG', `the keys of tenant ${id} do not open with this master key`);
-    return createSecretKey(clear);
+    return clear;
   };
+  return { tokenId: Buffer.from(wrapped.tokenId, 'hex'), ...(Object.fromEntries(KINDS.map((kind) => [kind, open(kind)])) as Record<Kind, Buffer>) };
+}
+
+function tenantKeys(clear: Clear): TenantKeys {
   return {
-    address: open('address'),
-    payload: open('payload'),
-    token: { id: Buffer.from(wrapped.tokenId, 'hex'), key: open('token') },
-    verp: open('verp'),
+    address: createSecretKey(clear.address),
+    payload: createSecretKey(clear.payload),
+    token: { id: clear.tokenId, key: createSecretKey(clear.token) },
+    verp: createSecretKey(clear.verp),
+    people: clear.people,
+    evidence: clear.evidence,
+    log: clear.log,
   };
 }

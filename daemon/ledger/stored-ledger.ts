@@ -1,0 +1,429 @@
+// The ledger over a LedgerStore. Every change passes #change: it reads the rows it is about, decides from
+// them inside the transaction, and appends to the tenant's log there. A tenant's id is part of every key
+// and its own HMAC key is in every hash. What a person's row and evidence say lies under secrets of its
+// own (person-keys.ts): destroyed, they are gone from every copy of the data there ever was. When the
+// store does not answer every call rejects with E_STORE.
+import { join } from 'node:path';
+import { CANON_VERSION, addressKeys, type Address, type AddressHashes, type Instant } from '../mail/index.ts';
+import { newId, type Clock, type Keyring, type TenantKeys } from '../runtime/index.ts';
+import type { Policy } from '../settings/index.ts';
+import type { LedgerStore, StoreWrite } from '../store/index.ts';
+import { AddressHash } from './address-hash.ts';
+import { Erasures } from './erasure.ts';
+import type { ConsentEntry, ConsentResult, Facts, Ledger, ListedSuppression, SuppressionEntry } from './ledger.ts';
+import { LogWriter, TenantLogs, type LogEntry } from './log.ts';
+import { consentPayload, notePayload, readConsentPayload, suppressionPayload } from './payload.ts';
+import { openPersonKeys, type NewSlot, type PersonKeys } from './person-keys.ts';
+import { PolicyBook, type PolicyConflict } from './policy-book.ts';
+import {
+  decodeConsent, decodeSuppressions, decodeSuspension, encodeConsent, encodeSuppressions, encodeSuspension, slotOf,
+  type ConsentRecord, type ConsentRow, type ConsentStatement, type Suppression, type SuppressionCause, type SuppressionScope, type Suspension,
+} from './records.ts';
+import { HASH_AT, REST_AT, TABLE, consentKey, rowKey } from './row-keys.ts';
+
+export interface LedgerParts {
+  readonly store: LedgerStore;
+  readonly keyring: Keyring;
+  readonly clock: Clock;
+  /** Our host name, for the origin of checkpoints. */
+  readonly hostname?: string;
+}
+
+/** Opens the ledger; recover() should follow. @throws MailError E_KEY_UNREADABLE */
+export function openLedger(parts: LedgerParts): Ledger {
+  return new StoredLedger(parts, openPersonKeys(join(parts.keyring.dir, 'people')));
+}
+
+const NONE: readonly Suppression[] = Object.freeze([]);
+
+// What one mailbox did or said about itself stays with it; what a person demands holds for the
+// spellings the provider delivers to the same person (design §4).
+const WIDTH: Readonly<Record<SuppressionCause, 'address' | 'family'>> = {
+  'hard-bounce': 'address',
+  unsubscribe: 'address',
+  complaint: 'family',
+  objection: 'family',
+  erasure: 'family',
+  manual: 'family',
+  restriction: 'family',
+};
+
+/** What a transaction works with: the rows as they stand by now, and the log to append to. */
+export interface Turn {
+  readonly log: LogWriter;
+  get(key: Buffer): Buffer | undefined;
+  put(key: Buffer, value: Buffer | undefined): void;
+}
+
+class StoredLedger implements Ledger {
+  readonly #store: LedgerStore;
+  readonly #keyring: Keyring;
+  readonly #clock: Clock;
+  readonly #people: PersonKeys;
+  readonly #hashers = new Map<string, AddressHash>();
+  readonly #policies = new PolicyBook();
+  readonly #erasures: Erasures;
+  readonly log: TenantLogs;
+
+  constructor({ store, keyring, clock, hostname = 'localhost' }: LedgerParts, people: PersonKeys) {
+    this.#store = store;
+    this.#keyring = keyring;
+    this.#clock = clock;
+    this.#people = people;
+    this.log = new TenantLogs({ store, keyring, people, clock, hostname });
+    this.#erasures = new Erasures({ store, people, clock, change: (tenant, keys, decide) => this.#change(tenant, keys, decide) });
+  }
+
+  hashes(tenant: string, address: Address): AddressHashes {
+    let hasher = this.#hashers.get(tenant);
+    if (hasher === undefined) {
+      hasher = new AddressHash(this.#keyring.tenant(tenant).address);
+      this.#hashers.set(tenant, hasher);
+    }
+    const keys = addressKeys(address);
+    // A consent's hash and a suppression's of equal texts differ: the suppression that outlives an
+    // erasure must not name the row that went. Family and address share a label: one look-up finds both.
+    const suppression = hasher.of(`address/${CANON_VERSION}/suppression\0${keys.suppression}`);
+    return {
+      consent: hasher.of(`address/${CANON_VERSION}/consent\0${keys.consent}`),
+      suppression,
+      family: keys.family === keys.suppression ? suppression : hasher.of(`address/${CANON_VERSION}/suppression\0${keys.family}`),
+    };
+  }
+
+  async facts(tenant: string, purpose: string, stream: string, hashes: AddressHashes): Promise<Facts> {
+    const wide = hashes.family !== hashes.suppression && !hashes.family.equals(hashes.suppression);
+    const [consent, suspension, own, family] = await this.#store.getMany([
+      consentKey(tenant, hashes, purpose),
+      rowKey(TABLE.suspension, tenant),
+      rowKey(TABLE.suppressed, tenant, hashes.suppression),
+      ...(wide ? [rowKey(TABLE.suppressed, tenant, hashes.family)] : []),
+    ]);
+    const found: { consent?: ConsentRecord; suppressions: readonly Suppression[]; suspension?: Suspension; unpublished?: ReadonlySet<string> } = { suppressions: NONE };
+    const unpublished = this.unpublished(tenant);
+    if (unpublished.size > 0) found.unpublished = unpublished;
+    const row = consent === undefined ? undefined : this.#row(tenant, purpose, consent);
+    if (row !== undefined) found.consent = row.record;
+    if (own !== undefined || family !== undefined) {
+      found.suppressions = [...(own === undefined ? NONE : decodeSuppressions(own)), ...(family === undefined ? NONE : ofFamily(decodeSuppressions(family)))]
+        .filter(({ scope }) => scope === 'all' || scope === `purpose:${purpose}` || scope === `stream:${stream}`);
+    }
+    if (suspension !== undefined) found.suspension = decodeSuspension(suspension);
+    return found;
+  }
+
+  /** undefined where the person's secret was destroyed: the row says nothing any more. */
+  #row(tenant: string, purpose: string, octets: Buffer): ConsentRow | undefined {
+    const secret = this.#people.person(tenant, slotOf(octets));
+    return secret === undefined ? undefined : decodeConsent(octets, purpose, this.#keyring.tenant(tenant).people, secret);
+  }
+
+  async give(tenant: string, entry: ConsentEntry): Promise<ConsentResult> {
+    const [result] = await this.giveAll(tenant, [entry]);
+    if (result === undefined) throw new Error('one entry, no result');
+    return result;
+  }
+
+  async giveAll(tenant: string, entries: readonly ConsentEntry[]): Promise<readonly ConsentResult[]> {
+    if (entries.length === 0) return [];
+    const keys = entries.map(({ hashes, purpose }) => consentKey(tenant, hashes, purpose));
+    const suppressed = entries.map(({ hashes }) => rowKey(TABLE.suppressed, tenant, hashes.suppression));
+    const before = await this.#store.getMany(keys);
+    const isNew = (octets: Buffer | undefined): boolean => octets === undefined || this.#people.person(tenant, slotOf(octets)) === undefined;
+    // Before the transaction: a secret must be on disk before a row relies on it.
+    const fresh = [...await this.#people.allocate(tenant, before.filter(isNew).length)];
+    const slots = before.map((octets) => (isNew(octets) ? fresh.pop() : undefined));
+    const now = this.#clock.now();
+    const veils = this.#keyring.tenant(tenant);
+    let results: ConsentResult[] = [];
+    await this.#change(tenant, [...keys, ...suppressed], (turn) => {
+      results = entries.map((entry, i) => this.#giveOne(tenant, turn, entry, { key: keys[i] ?? Buffer.of(), suppressed: suppressed[i] ?? Buffer.of(), slot: slots[i], now, veils }));
+    });
+    return results;
+  }
+
+  #giveOne(tenant: string, turn: Turn, entry: ConsentEntry, { key, suppressed, slot, now, veils }: {
+    readonly key: Buffer; readonly suppressed: Buffer; readonly slot: NewSlot | undefined; readonly now: Instant; readonly veils: TenantKeys;
+  }): ConsentResult {
+    const octets = turn.get(key);
+    const before = octets === undefined ? undefined : this.#row(tenant, entry.purpose, octets);
+    const record = recordOf(entry, String(turn.log.next), now);
+    if (before !== undefined && mustKeep(before.record, record)) return { kind: 'kept', record: before.record };
+    const secrets = before === undefined ? slot : this.#secrets(tenant, before.slot);
+    // Only when another caller erased the person between the look and the transaction.
+    if (secrets === undefined) return { kind: 'kept', record };
+    const leaf = turn.log.append(consentPayload('consent', entry, record, entry.hashes, before?.leaf), secrets);
+    turn.put(key, encodeConsent({ record, slot: secrets.slot, leaf }, veils.people, secrets.person));
+    if (entry.state === 'given') this.#liftOlder(turn, suppressed, entry, record.givenAt);
+    return { kind: 'recorded', record };
+  }
+
+  /** A person who said yes after unsubscribing is subscribed again; nothing else gives way to a yes. */
+  #liftOlder(turn: Turn, key: Buffer, entry: ConsentEntry, givenAt: Instant): void {
+    const octets = turn.get(key);
+    if (octets === undefined) return;
+    const list = decodeSuppressions(octets);
+    const lifted = list.filter(({ cause, scope, since }) => cause === 'unsubscribe' && scope === `purpose:${entry.purpose}` && since < givenAt);
+    if (lifted.length === 0) return;
+    const rest = list.filter((one) => !lifted.includes(one));
+    turn.put(key, rest.length === 0 ? undefined : encodeSuppressions(rest));
+    for (const one of lifted) turn.log.append(suppressionPayload('lift', one, entry.hashes.suppression, entry.by, this.#clock.now()));
+  }
+
+  #secrets(tenant: string, slot: number): NewSlot | undefined {
+    const person = this.#people.person(tenant, slot);
+    const evidence = this.#people.evidence(tenant, slot);
+    return person === undefined || evidence === undefined ? undefined : { slot, person, evidence };
+  }
+
+  async withdraw(tenant: string, purpose: string, hashes: AddressHashes, by: string): Promise<number> {
+    const keys = purpose === '*' ? await this.#personKeys(tenant, hashes) : [consentKey(tenant, hashes, purpose)];
+    const now = this.#clock.now();
+    const veils = this.#keyring.tenant(tenant);
+    let changed = 0;
+    await this.#change(tenant, keys, (turn) => {
+      changed = 0;
+      for (const key of keys) {
+        const octets = turn.get(key);
+        const before = octets === undefined ? undefined : this.#row(tenant, key.toString('utf8', REST_AT), octets);
+        // A refusal already says no, and the first withdrawal's time is the one that counts.
+        if (before === undefined || before.record.state === 'withdrawn' || before.record.state === 'refused') continue;
+        const secrets = this.#secrets(tenant, before.slot);
+        if (secrets === undefined) continue;
+        const record: ConsentRecord = { ...before.record, state: 'withdrawn', changedAt: now };
+        const leaf = turn.log.append(consentPayload('withdrawal', { by }, record, hashes, before.leaf), secrets);
+        turn.put(key, encodeConsent({ record, slot: secrets.slot, leaf }, veils.people, secrets.person));
+        changed++;
+      }
+    });
+    return changed;
+  }
+
+  async #personKeys(tenant: string, hashes: AddressHashes): Promise<Buffer[]> {
+    const keys: Buffer[] = [];
+    for await (const { key } of this.#store.scan(consentKey(tenant, hashes))) keys.push(key);
+    return keys;
+  }
+
+  async show(tenant: string, hashes: AddressHashes): Promise<readonly ConsentStatement[]> {
+    const statements: ConsentStatement[] = [];
+    for await (const { key, value } of this.#store.scan(consentKey(tenant, hashes))) {
+      const row = this.#row(tenant, key.toString('utf8', REST_AT), value);
+      if (row === undefined) continue;
+      const given = readConsentPayload((await this.log.entry(tenant, Number(row.record.id)))?.payload);
+      const last = row.leaf === Number(row.record.id) ? given : readConsentPayload((await this.log.entry(tenant, row.leaf))?.payload);
+      statements.push({ ...row.record, method: given?.method ?? '', evidence: given?.evidence ?? { source: '', time: row.record.givenAt }, changedBy: last?.by ?? '' });
+    }
+    return statements;
+  }
+
+  async history(tenant: string, hashes: AddressHashes): Promise<readonly LogEntry[]> {
+    const entries: LogEntry[] = [];
+    for await (const { key, value } of this.#store.scan(consentKey(tenant, hashes))) {
+      const row = this.#row(tenant, key.toString('utf8', REST_AT), value);
+      // Each entry names the one before it; a leaf that cannot be opened ends the walk.
+      for (let leaf = row?.leaf; leaf !== undefined;) {
+        const entry = await this.log.entry(tenant, leaf);
+        if (entry !== undefined) entries.push(entry);
+        leaf = readConsentPayload(entry?.payload)?.supersedes;
+      }
+    }
+    return entries.sort((a, b) => b.leaf - a.leaf);
+  }
+
+  async suppress(tenant: string, entry: SuppressionEntry): Promise<Suppression> {
+    const [made] = await this.suppressAll(tenant, [entry]);
+    if (made === undefined) throw new Error('one entry, no result');
+    return made;
+  }
+
+  async suppressAll(tenant: string, entries: readonly SuppressionEntry[]): Promise<readonly Suppression[]> {
+    if (entries.length === 0) return [];
+    const now = this.#clock.now();
+    const hashOf = ({ cause, hashes }: SuppressionEntry): Buffer => (WIDTH[cause] === 'address' ? hashes.suppression : hashes.family);
+    const fresh = entries.map(({ scope, cause, until, by }): Suppression => ({ id: newId(now), scope, cause, since: now, ...(until !== undefined && { until }), by }));
+    encodeSuppressions(fresh); // refused here when a field is too long, before anything is written
+    const keys = entries.map((entry) => rowKey(TABLE.suppressed, tenant, hashOf(entry)));
+    let results: Suppression[] = [];
+    await this.#change(tenant, keys, (turn) => {
+      results = entries.map((entry, i) => suppressOne(turn, keys[i] ?? Buffer.of(), hashOf(entry), fresh[i] ?? fail()));
+    });
+    return results;
+  }
+
+  async lift(tenant: string, hashes: AddressHashes, by: string, only: { readonly scope?: SuppressionScope; readonly cause?: SuppressionCause } = {}): Promise<number> {
+    const places = [{ hash: hashes.suppression, own: true }, ...(hashes.family.equals(hashes.suppression) ? [] : [{ hash: hashes.family, own: false }])];
+    const keys = places.map(({ hash }) => rowKey(TABLE.suppressed, tenant, hash));
+    let count = 0;
+    await this.#change(tenant, keys, (turn) => {
+      count = 0;
+      for (const [i, { hash, own }] of places.entries()) {
+        const key = keys[i] ?? Buffer.of();
+        const octets = turn.get(key);
+        if (octets === undefined) continue;
+        const list = decodeSuppressions(octets);
+        const lifted = (own ? list : ofFamily(list)).filter(({ scope, cause }) => (only.scope === undefined || scope === only.scope) && (only.cause === undefined || cause === only.cause));
+        const rest = list.filter((one) => !lifted.includes(one));
+        if (lifted.length > 0) turn.put(key, rest.length === 0 ? undefined : encodeSuppressions(rest));
+        for (const one of lifted) turn.log.append(suppressionPayload('lift', one, hash, by, this.#clock.now()));
+        count += lifted.length;
+      }
+    });
+    return count;
+  }
+
+  async *list(tenant: string): AsyncGenerator<ListedSuppression> {
+    for await (const { key, value } of this.#store.scan(rowKey(TABLE.suppressed, tenant))) {
+      const hash = key.toString('hex', HASH_AT);
+      for (const suppression of decodeSuppressions(value)) yield { ...suppression, hash, width: WIDTH[suppression.cause] };
+    }
+  }
+
+  async suspend(tenant: string, cause: string, by: string): Promise<Suspension> {
+    const now = this.#clock.now();
+    const fresh: Suspension = { id: newId(now), cause, since: now, by };
+    const octets = encodeSuspension(fresh);
+    const key = rowKey(TABLE.suspension, tenant);
+    let result = fresh;
+    await this.#change(tenant, [key], (turn) => {
+      const before = turn.get(key);
+      // Already suspended: the first cause and time stay.
+      result = before === undefined ? fresh : decodeSuspension(before);
+      if (before !== undefined) return;
+      turn.put(key, octets);
+      turn.log.append(notePayload('suspended', by, now, { cause }));
+    });
+    return result;
+  }
+
+  async resume(tenant: string, by: string): Promise<boolean> {
+    const key = rowKey(TABLE.suspension, tenant);
+    let was = false;
+    await this.#change(tenant, [key], (turn) => {
+      was = turn.get(key) !== undefined;
+      if (!was) return;
+      turn.put(key, undefined);
+      turn.log.append(notePayload('resumed', by, this.#clock.now(), {}));
+    });
+    return was;
+  }
+
+  async suspension(tenant: string): Promise<Suspension | undefined> {
+    const [octets] = await this.#store.getMany([rowKey(TABLE.suspension, tenant)]);
+    return octets === undefined ? undefined : decodeSuspension(octets);
+  }
+
+  async register(tenant: string, policies: readonly Policy[]): Promise<readonly PolicyConflict[]> {
+    const { conflicts, fresh } = await this.#policies.compare(this.#store, tenant, policies);
+    if (conflicts.length > 0 || fresh.length === 0) return conflicts;
+    const now = this.#clock.now();
+    await this.#change(tenant, [], (turn) => {
+      for (const policy of fresh) this.#policies.write(turn, tenant, policy, now);
+    });
+    this.#policies.remember(tenant, fresh, false);
+    return [];
+  }
+
+  async published(tenant: string, hash: string, by: string): Promise<void> {
+    const now = this.#clock.now();
+    await this.#change(tenant, [], (turn) => this.#policies.markPublished(turn, tenant, hash, by, now));
+    this.#policies.published(tenant, hash);
+  }
+
+  unpublished(tenant: string): ReadonlySet<string> {
+    return this.#policies.unpublished(tenant);
+  }
+
+  async note(tenant: string, event: string, by: string, fields: Readonly<Record<string, unknown>>): Promise<number> {
+    let leaf = 0;
+    await this.#change(tenant, [], (turn) => {
+      leaf = turn.log.append(notePayload(event, by, this.#clock.now(), fields));
+    });
+    return leaf;
+  }
+
+  async erase(tenant: string, hashes: AddressHashes, by: string, keepEvidenceMs = 0): Promise<number> {
+    return this.#erasures.erase(tenant, hashes, by, keepEvidenceMs);
+  }
+
+  sweep(): Promise<number> {
+    return this.#erasures.sweep();
+  }
+
+  recover(): Promise<void> {
+    return this.#erasures.finish();
+  }
+
+  async close(): Promise<void> {
+    await this.log.close();
+    this.#people.close();
+  }
+
+  /** The one place every change passes. It is durable and visible when the promise resolves. */
+  async #change(tenant: string, keys: readonly Buffer[], decide: (turn: Turn) => void): Promise<void> {
+    const { evidence } = this.#keyring.tenant(tenant);
+    let appended = false;
+    await this.#store.commit([rowKey(TABLE.head, tenant), ...keys], ([head, ...values]) => {
+      const rows = new Map<string, Buffer | undefined>(keys.map((key, i) => [key.toString('binary'), values[i]]));
+      const writes = new Map<string, StoreWrite>();
+      const log = new LogWriter(tenant, evidence, head);
+      decide({
+        log,
+        get: (key) => rows.get(key.toString('binary')),
+        put(key, value) {
+          const name = key.toString('binary');
+          rows.set(name, value);
+          writes.set(name, { part: 'state', key, value });
+        },
+      });
+      const appends = log.writes();
+      appended = appends.length > 0;
+      return [...writes.values(), ...appends];
+    });
+    if (appended) this.log.changed(tenant);
+  }
+}
+
+function fail(): never {
+  throw new Error('as many results as entries');
+}
+
+/** Of the suppressions on a family's hash, those that hold for every spelling of it. */
+function ofFamily(list: readonly Suppression[]): readonly Suppression[] {
+  return list.filter(({ cause }) => WIDTH[cause] === 'family');
+}
+
+function suppressOne(turn: Turn, key: Buffer, hash: Buffer, fresh: Suppression): Suppression {
+  const octets = turn.get(key);
+  const list = octets === undefined ? [] : decodeSuppressions(octets);
+  const same = list.find((one) => one.scope === fresh.scope && one.cause === fresh.cause);
+  const kept = same === undefined ? fresh : longer(same, fresh);
+  if (kept !== same) {
+    turn.put(key, encodeSuppressions([...list.filter((one) => one !== same), kept]));
+    turn.log.append(suppressionPayload('suppression', kept, hash, kept.by, fresh.since));
+  }
+  return kept;
+}
+
+function recordOf(entry: ConsentEntry, id: string, now: Instant): ConsentRecord {
+  const { purpose, state, legalBasis, policyHash, evidence, expiresAt, tracking, facts, jurisdiction } = entry;
+  return {
+    id, purpose, state, legalBasis, policyHash, givenAt: evidence.time, changedAt: now, tracking,
+    ...(expiresAt !== undefined && { expiresAt }), ...(facts !== undefined && facts.length > 0 && { facts }), ...(jurisdiction !== undefined && jurisdiction !== '' && { jurisdiction }),
+  };
+}
+
+function mustKeep(record: ConsentRecord, fresh: ConsentRecord): boolean {
+  // A no stands against every yes that is not later than it.
+  if ((record.state === 'withdrawn' || record.state === 'refused') && fresh.state !== 'refused') return fresh.givenAt <= record.changedAt;
+  if (record.state === 'given' && fresh.state === 'pending' && (record.expiresAt === undefined || record.expiresAt > fresh.changedAt)) return true;
+  // Importing last year's list again must not bring back last year's choices, nor what was withdrawn
+  // before somebody asked anew (pending stands where the withdrawal stood).
+  return fresh.givenAt < record.givenAt;
+}
+
+/** Of two suppressions of one scope and cause, the one that ends later; the first beginning stays. */
+function longer(known: Suppression, fresh: Suppression): Suppression {
+  if (known.until === undefined || (fresh.until !== undefined && fresh.until <= known.until)) return known;
+  return { ...fresh, id: known.id, since: known.since };
+}
