@@ -5,8 +5,8 @@ import type { TreeFiles } from './files.ts';
 import { nearest } from './nearest.ts';
 import type { Path, Problem } from './problem.ts';
 import type { ProfilesInput, ServerInput, ShapingInput, TenantInput } from './schema.ts';
-import { SHADOWABLE, type Listen } from './settings.ts';
-import { show, type Source } from './source.ts';
+import type { Listen } from './settings.ts';
+import { show, valueAt, type Source } from './source.ts';
 
 export interface TenantFile {
   readonly id: string;
@@ -123,7 +123,6 @@ export function checkTenants(tenants: readonly TenantFile[], { sandbox, profiles
     ...checkStreams(tenant),
     ...checkCredentials(tenant),
     ...(profiles === undefined ? [] : checkJurisdiction(tenant, profiles)),
-    ...checkShadow(tenant),
     ...twice(tenant.source, tenant.value.api_tokens, 'api_tokens', 'id'),
   ]);
   const tokens = new Map<string, string>();
@@ -156,19 +155,9 @@ function checkJurisdiction({ source, value }: TenantFile, profiles: ProfilesInpu
   const profile = profiles.find((one) => one.id === value.jurisdiction);
   if (profile === undefined) return [source.problem(['jurisdiction'], hint(value.jurisdiction, profiles.map((one) => one.id)))];
   if (!profile.footer.includes('postal') || value.contact.postal !== '') return [];
+  // Then the gate would refuse every message: better told now than by the first refusal.
+  if (!value.streams.some((stream) => stream.class === 'marketing') || value.shadow.includes('profile-footer-unset')) return [];
   return [source.problem(['contact'], `profile ${profile.id} asks marketing mail for a postal address, and contact.postal is empty`)];
-}
-
-function checkShadow({ source, value }: TenantFile): Problem[] {
-  const known: readonly string[] = SHADOWABLE;
-  return value.shadow.flatMap((rule, i) => {
-    const path = ['shadow', i];
-    if (value.shadow.indexOf(rule) < i) return [source.problem(path, `${show(rule)} stands here twice`)];
-    if (known.includes(rule)) return [];
-    const near = nearest(rule, known);
-    const ask = near === undefined ? '' : `; did you mean ${near}?`;
-    return [source.problem(path, `${show(rule)} cannot be tried out: only the form of a message and the rules of a jurisdiction can (${known.join(', ')}); who sends, who consented and who is suppressed always holds${ask}`)];
-  });
 }
 
 function checkPolicies({ source, value }: TenantFile, files: TreeFiles, texts: Map<string, Buffer>): Problem[] {
@@ -207,7 +196,8 @@ function checkStreams({ source, value }: TenantFile): Problem[] {
   const purposes = [...new Set(value.policies.flatMap((policy) => policy.purposes))];
   for (const [i, stream] of value.streams.entries()) {
     if (!purposes.includes(stream.purpose)) problems.push(source.problem(['streams', i, 'purpose'], hint(stream.purpose, purposes)));
-    if (stream.consent === 'not-needed' && stream.legal_basis === undefined) {
+    // A basis that stands there and is none has been told already.
+    if (stream.consent === 'not-needed' && valueAt(source.value, ['streams', i, 'legal_basis']) === undefined) {
       problems.push(source.problem(['streams', i, 'consent'], 'not-needed asks for a legal_basis'));
     }
   }

@@ -1,6 +1,7 @@
-// Adds a login to a tenant's file. The secret is shown once, to whoever asked; the file gets only its
-// hash. Comments and layout stay. The tree as it would be is checked first, and a tree with a fault is
-// left as it is; the file is replaced in one step, so that a reader sees the old one or the new one.
+// Adds a login to a tenant's file: a credential for SMTP or a token for the HTTP API. The secret is shown
+// once, to whoever asked; the file gets only its hash. Comments and layout stay. The tree as it would be is
+// checked first, and a tree with a fault is left as it is; the file is replaced in one step, so that a
+// reader sees the old one or the new one.
 import { createHash, randomBytes } from 'node:crypto';
 import { closeSync, fchmodSync, fchownSync, fsyncSync, openSync, realpathSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -21,20 +22,44 @@ export interface NewCredential {
   readonly rate?: string | undefined;
 }
 
+export interface NewApiToken {
+  readonly id: string;
+  /** Among API_SCOPES; anything else is refused as in the file. */
+  readonly scopes: readonly string[];
+}
+
 /** Adds a credential and answers its secret, which is kept nowhere. @throws MailError E_CONFIG when the tree would not load */
 export function addCredential(root: string, tenantId: string, wanted: NewCredential, options: LoadOptions = {}): { readonly secret: string } {
-  if (!isOperatorId(tenantId)) throw new MailError('E_CONFIG', `${JSON.stringify(tenantId)} is not a tenant id`);
-  const name = `tenants/${tenantId}.yaml`;
-  const secret = randomBytes(SECRET_OCTETS).toString('base64url');
-  const text = withCredential(readTenant(join(root, name), tenantId), {
+  return addLogin(root, tenantId, { list: 'credentials', noun: 'credential' }, (secret) => ({
     username: wanted.username,
-    secret: `sha256:${createHash('sha256').update(secret).digest('hex')}`,
+    secret,
     stream: wanted.stream,
     from: [...wanted.from],
     ...(wanted.rate === undefined ? {} : { rate: wanted.rate }),
-  });
+  }), options);
+}
+
+/** Adds an API token and answers its secret, which is kept nowhere. @throws MailError E_CONFIG when the tree would not load */
+export function addApiToken(root: string, tenantId: string, wanted: NewApiToken, options: LoadOptions = {}): { readonly secret: string } {
+  return addLogin(root, tenantId, { list: 'api_tokens', noun: 'token' }, (secret) => ({ id: wanted.id, secret, scopes: [...wanted.scopes] }), options);
+}
+
+/** Which list of a tenant's file a login goes to, and what it is called in an error. */
+interface Place {
+  readonly list: 'credentials' | 'api_tokens';
+  readonly noun: string;
+}
+
+type Entry = Readonly<Record<string, unknown>>;
+
+/** `make` is given what stands in the file in place of the secret. */
+function addLogin(root: string, tenantId: string, { list, noun }: Place, make: (secret: string) => Entry, options: LoadOptions): { readonly secret: string } {
+  if (!isOperatorId(tenantId)) throw new MailError('E_CONFIG', `${JSON.stringify(tenantId)} is not a tenant id`);
+  const name = `tenants/${tenantId}.yaml`;
+  const secret = randomBytes(SECRET_OCTETS).toString('base64url');
+  const text = withEntry(readTenant(join(root, name), tenantId), list, make(`sha256:${createHash('sha256').update(secret).digest('hex')}`));
   const loaded = loadSettings(root, { ...options, overlay: new Map([[name, Buffer.from(text)]]) });
-  if (!loaded.ok) throw new MailError('E_CONFIG', `nothing was changed; with this credential the configuration would not load:\n${loaded.problems.map(formatProblem).join('\n')}`);
+  if (!loaded.ok) throw new MailError('E_CONFIG', `nothing was changed; with this ${noun} the configuration would not load:\n${loaded.problems.map(formatProblem).join('\n')}`);
   replaceFile(join(root, name), text);
   return { secret };
 }
@@ -47,18 +72,18 @@ function readTenant(file: string, tenantId: string): string {
   }
 }
 
-function withCredential(text: string, credential: Readonly<Record<string, unknown>>): string {
+function withEntry(text: string, name: Place['list'], login: Entry): string {
   const document = parseDocument(text);
   if (document.errors.length > 0) return text; // the check of the tree names the fault
-  const list = document.get('credentials');
-  const entry = document.createNode(credential);
+  const list = document.get(name);
+  const entry = document.createNode(login);
   if (isSeq(list)) {
     list.flow = false;
     list.add(entry);
   } else {
-    document.set('credentials', document.createNode([]));
-    document.addIn(['credentials'], entry);
-    const made = document.get('credentials');
+    document.set(name, document.createNode([]));
+    document.addIn([name], entry);
+    const made = document.get(name);
     if (isSeq(made)) made.flow = false;
   }
   return document.toString({ lineWidth: 0 });

@@ -3,7 +3,7 @@
 // shaping.yaml and profiles.yaml are reloaded live. Unknown keys are errors everywhere.
 import { z } from 'zod';
 import { BASIS_FACTS, CLICK_MODES, LEGAL_BASES, OPEN_MODES, type LegalBasis } from '../mail/index.ts';
-import { API_SCOPES, FOOTER_ELEMENTS } from './settings.ts';
+import { API_SCOPES, FOOTER_ELEMENTS, SHADOWABLE } from './settings.ts';
 import * as v from './values.ts';
 import { declare } from './values.ts';
 
@@ -108,6 +108,8 @@ const credential = z.strictObject({
   rate: live.preset(v.rate, 'unset', { says: 'Most recipients it may submit, such as 600/min or 600/min burst 60.', reason: 'throttles towards receivers hold anyway' }),
 });
 
+const shadowable = z.enum(SHADOWABLE, 'expected a rule about the form of a message or of a jurisdiction that README.md lists here; in whose name mail goes, who consented and who is suppressed always holds');
+
 const apiToken = z.strictObject({
   id: live.needed(v.id, { says: 'Name of the token in events; unique within the tenant.' }),
   secret: live.needed(v.tokenSecret, { says: 'SHA-256 of a secret of at least 128 random bits; `postern token create` makes one.' }),
@@ -119,7 +121,7 @@ export const tenantSchema = z.strictObject({
   contact: live.needed(contact, { says: 'The sender, as recipients see them.' }),
   jurisdiction: live.choice(v.id, { says: 'Profile of recipients of whom nothing nearer is known. Left out: of every rule the strictest of all profiles.' }),
   soft_refuse: live.preset(v.yes, false, { says: '5xx that we originate become 4xx while a policy is tried out; each use is logged.', reason: 'a refusal should reach the application' }),
-  shadow: live.preset(z.array(v.words), [], { says: 'Rules about the form of a message, or of a jurisdiction, that are judged and recorded but not enforced; rules of consent and suppression always hold.', reason: 'a rule is enforced' }),
+  shadow: live.preset(z.array(shadowable), [], { says: `Rules that are judged and recorded but not enforced; only these can be: ${SHADOWABLE.join(', ')}.`, reason: 'a rule is enforced' }),
   keep_evidence: live.preset(v.duration, '0s', { says: 'How long the evidence of a consent outlives the erasure of its person, to answer claims (GDPR Art. 17(3)(e)).', reason: 'erased is erased, until a limitation period is named' }),
   policies: live.needed(z.array(policy).min(1), { says: 'Versions of the privacy policy.' }),
   domains: live.needed(z.array(domain).min(1), { says: 'Domains the tenant sends from.' }),

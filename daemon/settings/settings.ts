@@ -86,10 +86,15 @@ export interface Tenant {
 }
 
 /**
- * Rules that may stand in a tenant's `shadow`: those about the form of a message and those of a jurisdiction.
- * Whose mail it is, who consented and who is suppressed is never tried out.
+ * Rules of the gate that may stand in a tenant's `shadow`: those about the form of a message and those of a
+ * jurisdiction. In whose name mail goes, who consented and who is suppressed is never tried out.
  */
-export const SHADOWABLE = ['message-duplicate-field', 'message-visible-recipients'] as const;
+export const SHADOWABLE = [
+  'message-duplicate-field', 'message-visible-recipients', 'message-to-mismatch', 'message-unsubscribe',
+  'profile-basis', 'profile-double-opt-in', 'profile-obtained-in-sale', 'profile-own-similar-products', 'profile-opt-out-offered',
+  'profile-tracking-consent-apart', 'profile-undated', 'profile-expired', 'profile-header',
+  'profile-footer-sender', 'profile-footer-postal', 'profile-footer-contact', 'profile-footer-unset',
+] as const;
 
 /** A login of the tenant's HTTP API. */
 export interface ApiToken {

@@ -131,6 +131,7 @@ function describeIssue(source: Source, input: unknown, issue: z.core.$ZodIssue, 
 function expectation(issue: z.core.$ZodIssue): string {
   switch (issue.code) {
     case 'invalid_value':
+      if (issue.message.startsWith('expected ')) return issue.message;
       return `expected ${issue.values.length > 1 ? 'one of ' : ''}${issue.values.map((value) => (value === '' ? "''" : String(value))).join(', ')}`;
     case 'invalid_type':
       // Our own sentence where the declaration has one: it names the unit.
