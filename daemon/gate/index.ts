@@ -1,7 +1,9 @@
 export { RULES, ruleSentence, type RuleId } from './rules.ts';
+export type { CannotTell, Grounds, No, Step, Verdict, Yes } from './verdict.ts';
 export {
   judgeSender, judgeRecipient, judgeMessage, judgeAttempt, policyInForce,
-  type AttemptQuestion, type CannotTell, type MessageQuestion, type No, type RecipientQuestion, type SenderQuestion, type Step, type Verdict, type Yes,
+  type AttemptQuestion, type MessageQuestion, type RecipientQuestion, type SenderQuestion,
 } from './judge.ts';
+export { profileOf, profilesNamed, type Profiles } from './profile.ts';
 export { admit, clear } from './stamp.ts';
 export { verdictReply } from './replies.ts';

@@ -8,46 +8,11 @@
 // and objections are against a purpose, so a person who left the newsletter still gets the receipt.
 // What counts is the scope on record, not the cause: an objection with scope all stops everything too.
 import { CLICK_MODES, NO_TRACKING, OPEN_MODES, addressKeys, isMailError, parseAddress, type Address, type Envelope, type Instant, type MessageFacts, type Origin, type Tracking } from '../mail/index.ts';
-import type { Credential, Policy, Stream, Tenant } from '../settings/index.ts';
+import type { Credential, Policy, Profile, Stream, Tenant } from '../settings/index.ts';
 import type { ConsentRecord, ConsentState, Facts, Suppression, Suspension } from '../ledger/index.ts';
-import { ruleSentence, type RuleId } from './rules.ts';
-
-/** One rule as it was asked, for `postern explain`. */
-export interface Step {
-  readonly rule: RuleId;
-  /** `passed`: it had nothing against it. `decided`: it gave the answer. */
-  readonly result: 'passed' | 'decided';
-  readonly says: string;
-}
-
-interface Explained {
-  readonly rule: RuleId;
-  /** Only when asked for. */
-  readonly steps?: readonly Step[];
-}
-
-export interface Yes extends Explained {
-  readonly answer: 'yes';
-  /** The consent record relied on; '' where none was needed. */
-  readonly evidence: string;
-  /** Hash of the policy it rests on: that of the consent, or else the one in force; '' for a notice. */
-  readonly policy: string;
-  readonly tracking: Tracking;
-  /** The mail must offer a way out. */
-  readonly unsubscribable: boolean;
-}
-
-export interface No extends Explained {
-  readonly answer: 'no';
-  readonly reason: string;
-}
-
-export interface CannotTell extends Explained {
-  readonly answer: 'cannot-tell';
-  readonly reason: string;
-}
-
-export type Verdict = Yes | No | CannotTell;
+import { judgeContent, judgePermission, profileOf, trackingCap, type Profiles } from './profile.ts';
+import type { RuleId } from './rules.ts';
+import { Notes, type No, type Verdict } from './verdict.ts';
 
 export interface SenderQuestion {
   readonly tenant: Tenant;
@@ -65,6 +30,9 @@ export interface RecipientQuestion {
   readonly now: Instant;
   /** `undefined`: the store did not answer. */
   readonly facts: Facts | undefined;
+  /** Where the recipient's profile is found, and the lower-case domain it is found by; without them none is asked. */
+  readonly profiles?: Profiles;
+  readonly domain?: string;
   readonly explain?: boolean;
 }
 
@@ -74,6 +42,10 @@ export interface MessageQuestion {
   readonly credential: Credential;
   readonly envelope: Envelope;
   readonly header: MessageFacts;
+  /** Those of the admitted recipients; without them none is asked. */
+  readonly profiles?: readonly Profile[];
+  /** What a reader is shown; only called when a profile asks for it. */
+  readonly text?: () => string;
   readonly explain?: boolean;
 }
 
@@ -98,77 +70,126 @@ export function judgeSender({ tenant, credential, mailFrom, facts, explain }: Se
 }
 
 /** May this person be mailed on this stream, now, and how far may they be tracked? */
-export function judgeRecipient({ tenant, stream, now, facts, explain }: RecipientQuestion): Verdict {
-  const notes = new Notes(explain);
+export function judgeRecipient({ tenant, stream, now, facts, profiles, domain, explain }: RecipientQuestion): Verdict {
+  const notes = new Notes(explain, tenant.shadow);
   if (facts === undefined) return notes.cannotTell('ledger-unavailable');
   notes.pass('ledger-unavailable');
-  if (facts.suspension !== undefined) return notes.no('tenant-suspended');
+  if (facts.suspension !== undefined) return notes.no('tenant-suspended', '', facts.suspension.id);
   notes.pass('tenant-suspended');
-  const current = policyInForce(tenant, now);
+  const current = policyInForce(tenant, now, facts.unpublished);
   if (current === undefined) return notes.cannotTell('policy-not-in-force');
-  notes.pass('policy-not-in-force');
+  notes.pass('policy-not-in-force', '', '', current.hash);
   const purpose = stream.purpose;
   // Every stream has a declared purpose, also one that needs no consent (GDPR Art. 5(1)(b)).
-  if (!current.purposes.includes(purpose)) return notes.no('purpose-not-in-policy', purpose);
-  notes.pass('purpose-not-in-policy', purpose);
+  if (!current.purposes.includes(purpose)) return notes.no('purpose-not-in-policy', purpose, '', current.hash);
+  notes.pass('purpose-not-in-policy', purpose, '', current.hash);
   const against = facts.suppressions.find((suppression) => holds(suppression, stream, now));
-  if (against !== undefined) return notes.no(`suppressed-${against.cause}`);
+  if (against !== undefined) return notes.no(`suppressed-${against.cause}`, '', against.id);
 
   const consent = facts.consent?.purpose === purpose ? facts.consent : undefined;
-  const collected = tenant.policies.find((policy) => policy.hash === consent?.policyHash);
+  const profile = profiles === undefined ? undefined : profileOf(profiles, tenant, domain ?? '', consent);
+  return judgeConsent(notes, { tenant, stream, now, current, profile }, consent);
+}
+
+// Marketing on another legal basis (soft opt-in) ends with the person's no like any other, and is not for
+// people whose data was collected under a policy that did not speak of it.
+const ENDS_MARKETING: ReadonlySet<RuleId> = new Set<RuleId>(['consent-withdrawn', 'consent-refused', 'purpose-not-in-policy']);
+
+interface Ground {
+  readonly tenant: Tenant;
+  readonly stream: Stream;
+  readonly now: Instant;
+  readonly current: Policy;
+  readonly profile: Profile | undefined;
+}
+
+/** Nothing stands against the person; is there something for them? */
+function judgeConsent(notes: Notes, { tenant, stream, now, current, profile }: Ground, consent: ConsentRecord | undefined): Verdict {
+  const { purpose } = stream;
+  const collected = consent === undefined ? undefined : tenant.policies.find((policy) => policy.hash === consent.policyHash);
   const fault = consentFault(consent, collected, purpose, now);
+  if (fault !== undefined && (stream.consentRequired || (stream.class === 'marketing' && ENDS_MARKETING.has(fault)))) return notes.no(fault, purpose, consent?.id, collected?.hash);
+  const active = fault === undefined ? consent : undefined;
+  if (active !== undefined) notes.pass('consent-missing', purpose, active.id, active.policyHash);
+
   const unsubscribable = stream.class === 'marketing' || stream.consentRequired;
-  if (stream.consentRequired || fault === undefined) {
-    if (fault !== undefined) return notes.no(fault, purpose);
-    // consentFault has looked at both; this tells the compiler.
-    if (consent === undefined || collected === undefined) return notes.no('consent-missing', purpose);
-    const tracking = leastOf(collected.tracking, current.tracking, consent.tracking);
-    const found = { evidence: consent.id, policy: collected.hash, tracking, unsubscribable };
-    return stream.consentRequired ? notes.yes('ok-consent', found, purpose) : notes.yes('ok-no-consent-needed', found, stream.id);
+  if (profile !== undefined && unsubscribable) {
+    const refused = judgePermission(notes, profile, active?.legalBasis ?? stream.legalBasis, active, now);
+    if (refused !== undefined) return refused;
   }
-  // Marketing on another legal basis (soft opt-in) ends with the person's no like any other marketing.
-  if (stream.class === 'marketing' && (fault === 'consent-withdrawn' || fault === 'consent-refused')) return notes.no(fault, purpose);
-  return notes.yes('ok-no-consent-needed', { evidence: '', policy: current.hash, tracking: NO_TRACKING, unsubscribable }, stream.id);
+  const rule = stream.consentRequired ? 'ok-consent' : 'ok-no-consent-needed';
+  const about = stream.consentRequired ? purpose : stream.id;
+  // Who has no active consent on record has not agreed to be tracked.
+  if (active === undefined || collected === undefined) {
+    return notes.yes(rule, { evidence: '', policy: current.hash, tracking: NO_TRACKING, unsubscribable }, about, profile?.id);
+  }
+  const allowed = least(least(collected.tracking, current.tracking), active.tracking);
+  const tracking = profile === undefined ? allowed : least(allowed, trackingCap(profile, active));
+  return notes.yes(rule, { evidence: active.id, policy: collected.hash, tracking, unsubscribable }, about, profile?.id);
 }
 
 /** May a message with this header be sent on this stream? */
-export function judgeMessage({ tenant, stream, credential, header, explain }: MessageQuestion): Verdict {
-  const notes = new Notes(explain);
-  if (header.fromMalformed) return notes.no('message-from-malformed');
-  notes.pass('message-from-malformed');
-  // RFC 5322 §3.6, §3.6.2. More than one author needs a Sender field and divides DMARC; both are refused.
+export function judgeMessage({ tenant, stream, credential, envelope, header, profiles, text, explain }: MessageQuestion): Verdict {
+  const notes = new Notes(explain, tenant.shadow);
+  const refused = judgeAuthor(notes, tenant, credential, header)
+    // RFC 5322 §3.6: at most one each; a missing one is added on the way (RFC 6409 §8).
+    ?? notes.ask(header.dates <= 1 && header.messageIds <= 1, 'message-duplicate-field')
+    // Marketing mail gets fields of our own in the place of these; on other streams the application's stay.
+    ?? notes.ask(stream.class === 'marketing' || !header.oneClickBroken, 'message-unsubscribe')
+    ?? (stream.class === 'marketing' ? judgeShown(notes, tenant, envelope, header) : undefined)
+    ?? (stream.class === 'marketing' && profiles !== undefined ? judgeContent(notes, profiles, tenant.contact, header, text ?? nothingShown) : undefined);
+  return refused ?? notes.yes('ok-message', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
+}
+
+const nothingShown = (): string => '';
+
+/** Who the reader is told it comes from. */
+function judgeAuthor(notes: Notes, tenant: Tenant, credential: Credential, header: MessageFacts): No | undefined {
   const from = header.from[0];
-  if (header.fromFields !== 1 || header.from.length !== 1 || from === undefined) return notes.no('message-from-count');
-  notes.pass('message-from-count');
-  const address = readAddress(from);
-  if (address === undefined || !mayUseAddress(credential, address)) return notes.no('message-from-not-allowed');
-  notes.pass('message-from-not-allowed');
-  if (!tenant.domains.some((domain) => domain.name === address.domain)) return notes.no('message-from-domain');
-  notes.pass('message-from-domain');
-  // RFC 6409 §8.1: Sender is shown too, and must not name somebody else.
-  if (header.sender !== undefined && !mayUse(credential, header.sender)) return notes.no('message-sender-not-allowed');
-  notes.pass('message-sender-not-allowed');
-  // RFC 5322 §3.6: at most one each; a missing one is added on the way (RFC 6409 §8).
-  if (header.dates > 1 || header.messageIds > 1) return notes.no('message-duplicate-field');
-  notes.pass('message-duplicate-field');
-  // One recipient's address is not another's to read.
-  if (stream.class === 'marketing' && header.toAndCc > 1) return notes.no('message-visible-recipients', String(header.toAndCc));
-  notes.pass('message-visible-recipients', String(header.toAndCc));
-  return notes.yes('ok-message', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
+  const address = from === undefined ? undefined : readAddress(from);
+  return notes.ask(!header.fromMalformed, 'message-from-malformed')
+    // RFC 5322 §3.6, §3.6.2. More than one author needs a Sender field and divides DMARC; both are refused.
+    ?? notes.ask(header.fromFields === 1 && header.from.length === 1, 'message-from-count')
+    ?? notes.ask(address !== undefined && mayUseAddress(credential, address), 'message-from-not-allowed')
+    ?? notes.ask(address !== undefined && tenant.domains.some((domain) => domain.name === address.domain), 'message-from-domain')
+    // RFC 6409 §8.1: Sender is shown too, and must not name somebody else.
+    ?? notes.ask(header.sender === undefined || mayUse(credential, header.sender), 'message-sender-not-allowed');
+}
+
+/** One recipient's address is not another's to read. */
+function judgeShown(notes: Notes, tenant: Tenant, { recipients }: Envelope, { toAndCc, shown }: MessageFacts): No | undefined {
+  const [address] = shown;
+  const [only] = recipients;
+  return notes.ask(toAndCc <= 1, 'message-visible-recipients', String(toAndCc))
+    // Nobody at all (`undisclosed-recipients:;`), a list of the sender's own, or the one person it goes to. An
+    // envelope without recipients is a message judged by itself (explain).
+    ?? notes.ask(toAndCc !== 1 || only === undefined
+      || (address !== undefined && (isOwn(tenant, address) || (recipients.length === 1 && isSame(address, only.wire)))), 'message-to-mismatch');
+}
+
+function isOwn(tenant: Tenant, text: string): boolean {
+  const domain = readAddress(text)?.domain;
+  return domain !== undefined && tenant.domains.some(({ name }) => domain === name || domain.endsWith(`.${name}`));
+}
+
+function isSame(a: string, b: string): boolean {
+  if (a === b) return true;
+  const [one, other] = [readAddress(a), readAddress(b)];
+  return one !== undefined && other !== undefined && addressKeys(one).consent === addressKeys(other).consent;
 }
 
 /** judgeRecipient again, at the moment of the attempt; Postern's own notices always pass, untracked. */
-export function judgeAttempt({ origin, tenant, stream, now, facts, explain }: AttemptQuestion): Verdict {
+export function judgeAttempt({ origin, tenant, stream, ...question }: AttemptQuestion): Verdict {
   if (origin.kind === 'notice') {
-    return new Notes(explain).yes('notice', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
+    return new Notes(question.explain).yes('notice', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
   }
-  if (tenant === undefined || stream === undefined) return new Notes(explain).cannotTell('stream-unknown');
-  return judgeRecipient({ tenant, stream, now, facts, ...(explain === undefined ? {} : { explain }) });
+  if (tenant === undefined || stream === undefined) return new Notes(question.explain).cannotTell('stream-unknown');
+  return judgeRecipient({ tenant, stream, ...question });
 }
 
-/** The policy of the latest `effectiveAt` that is not after `now`. */
-export function policyInForce(tenant: Tenant, now: Instant): Policy | undefined {
-  return tenant.policies.findLast((policy) => policy.effectiveAt <= now);
+/** The policy of the latest `effectiveAt` that is not after `now`, among those whose page has been seen. */
+export function policyInForce(tenant: Tenant, now: Instant, unpublished?: ReadonlySet<string>): Policy | undefined {
+  return tenant.policies.findLast((policy) => policy.effectiveAt <= now && unpublished?.has(policy.hash) !== true);
 }
 
 function holds({ scope, until }: Suppression, stream: Stream, now: Instant): boolean {
@@ -194,11 +215,13 @@ function consentFault(consent: ConsentRecord | undefined, collected: Policy | un
   return collected.purposes.includes(purpose) ? undefined : 'purpose-not-in-policy';
 }
 
-/** Each mode includes less than the next, so that the intersection is the smallest. */
-function leastOf(...all: readonly Tracking[]): Tracking {
-  const opens = Math.min(...all.map((tracking) => OPEN_MODES.indexOf(tracking.opens)));
-  const clicks = Math.min(...all.map((tracking) => CLICK_MODES.indexOf(tracking.clicks)));
-  return { opens: OPEN_MODES[opens] ?? 'none', clicks: CLICK_MODES[clicks] ?? 'none' };
+const TRACKINGS = OPEN_MODES.map((opens) => CLICK_MODES.map((clicks): Tracking => Object.freeze({ opens, clicks })));
+
+/** Each mode includes less than the next, so that the intersection is the smaller. */
+function least(a: Tracking, b: Tracking): Tracking {
+  const opens = Math.min(OPEN_MODES.indexOf(a.opens), OPEN_MODES.indexOf(b.opens));
+  const clicks = Math.min(CLICK_MODES.indexOf(a.clicks), CLICK_MODES.indexOf(b.clicks));
+  return TRACKINGS[opens]?.[clicks] ?? NO_TRACKING;
 }
 
 function mayUse(credential: Credential, sender: string): boolean {
@@ -220,35 +243,5 @@ function readAddress(text: string): Address | undefined {
   } catch (error) {
     if (isMailError(error, 'E_ADDRESS')) return undefined; // what is no address is nobody's
     throw error;
-  }
-}
-
-/** Makes verdicts, and keeps the steps when they are wanted. */
-class Notes {
-  readonly #steps: Step[] | undefined;
-
-  constructor(explain: boolean | undefined) {
-    this.#steps = explain === true ? [] : undefined;
-  }
-
-  pass(rule: RuleId, about = ''): void {
-    this.#steps?.push({ rule, result: 'passed', says: ruleSentence(rule, about) });
-  }
-
-  yes(rule: RuleId, found: Pick<Yes, 'evidence' | 'policy' | 'tracking' | 'unsubscribable'>, about = ''): Yes {
-    return { answer: 'yes', rule, ...found, ...this.#decided(rule, about) };
-  }
-
-  no(rule: RuleId, about = ''): No {
-    return { answer: 'no', rule, reason: ruleSentence(rule, about), ...this.#decided(rule, about) };
-  }
-
-  cannotTell(rule: RuleId): CannotTell {
-    return { answer: 'cannot-tell', rule, reason: ruleSentence(rule, ''), ...this.#decided(rule, '') };
-  }
-
-  #decided(rule: RuleId, about: string): { steps?: readonly Step[] } {
-    if (this.#steps === undefined) return {};
-    return { steps: [...this.#steps, { rule, result: 'decided', says: ruleSentence(rule, about) }] };
   }
 }

@@ -2,7 +2,7 @@
 // own data; the detail is always policy (7.1), never 1.x, which would read as a dead address.
 // RFC 3463 §3.8.
 import { reply, type Reply } from '../mail/index.ts';
-import type { CannotTell, No } from './judge.ts';
+import type { CannotTell, No } from './verdict.ts';
 
 /** The reply for a verdict that is not a yes; `ref` is the event's id. */
 export function verdictReply(verdict: No | CannotTell, ref: string): Reply {

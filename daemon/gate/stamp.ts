@@ -1,7 +1,7 @@
 // The gate's two stamps: the only places where a message becomes Admitted and a due recipient Cleared.
 // Both take what proves it, so that neither can be had without a verdict.
 import type { Admitted, AdmittedRecipient, Cleared, Due, Submitted } from '../mail/index.ts';
-import type { Yes } from './judge.ts';
+import type { Yes } from './verdict.ts';
 
 /** Every one of `recipients` got a yes at RCPT, and the message one at the end of DATA. */
 export function admit(submitted: Submitted, recipients: readonly AdmittedRecipient[]): Admitted {

@@ -34,9 +34,15 @@ export interface MessageFacts {
   readonly sender?: string;
   /** How many addresses stand in To and Cc; a field that cannot be read counts its @ signs. */
   readonly toAndCc: number;
+  /** The addresses in To and Cc, of the fields that can be read. */
+  readonly shown: readonly string[];
   readonly dates: number;
   readonly messageIds: number;
   readonly hasListUnsubscribe: boolean;
+  /** List-Unsubscribe-Post stands there without the one List-Unsubscribe with an https URI that it needs. */
+  readonly oneClickBroken: boolean;
+  /** Names of all fields, lower case. */
+  readonly names: ReadonlySet<string>;
 }
 
 // Far above any real header (the longest seen in the wild have a few hundred fields), far below what hurts.
@@ -119,6 +125,9 @@ export function messageFacts(raw: Buffer, header: HeaderIndex): MessageFacts {
   const sender = senders.length === 1 ? parseMailboxes(senders[0] ?? '') : undefined;
   // RFC 5322 §3.6.2: Sender is one mailbox.
   const senderBad = senders.length > 0 && sender?.length !== 1;
+  const visible = [...values('to'), ...values('cc')].map((value) => ({ value, list: parseMailboxes(value) }));
+  const ways = values('list-unsubscribe');
+  const names = new Set(header.fields.map((field) => field.name));
   const count = (name: string): number => header.fields.reduce((n, field) => n + (field.name === name ? 1 : 0), 0);
   return {
     fromFields: fromValues.length,
@@ -126,9 +135,13 @@ export function messageFacts(raw: Buffer, header: HeaderIndex): MessageFacts {
     fromMalformed: header.fault !== undefined || senderBad || lists.some((list) => list === undefined),
     ...(header.fault === undefined ? {} : { headerFault: header.fault }),
     ...(sender?.[0] === undefined || senderBad ? {} : { sender: sender[0] }),
-    toAndCc: [...values('to'), ...values('cc')].reduce((n, value) => n + (parseMailboxes(value)?.length ?? value.split('@').length - 1), 0),
+    toAndCc: visible.reduce((n, { value, list }) => n + (list?.length ?? value.split('@').length - 1), 0),
+    shown: visible.flatMap(({ list }) => list ?? []),
     dates: count('date'),
     messageIds: count('message-id'),
-    hasListUnsubscribe: count('list-unsubscribe') > 0,
+    hasListUnsubscribe: ways.length > 0,
+    // RFC 8058 §3.1: one field of each, and one HTTPS URI
+    oneClickBroken: names.has('list-unsubscribe-post') && (ways.length !== 1 || count('list-unsubscribe-post') !== 1 || !/<\s*https:/i.test(ways[0] ?? '')),
+    names,
   };
 }

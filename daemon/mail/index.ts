@@ -11,3 +11,4 @@ export { decodeQp, encodeQpRun, type QpText } from './qp.ts';
 export { Gcra } from './rate.ts';
 export { REPLIES } from './replies.ts';
 export { BASIS_FACTS, LEGAL_BASES, type BasisFact, type LegalBasis } from './permission.ts';
+export { shownText } from './shown-text.ts';

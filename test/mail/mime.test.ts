@@ -84,6 +84,7 @@ t.test('mailbox lists: strict', async (t) => {
 t.test('message facts', async (t) => {
   t.same(facts('From: A <a@b.example>\nTo: x@y.example, z@y.example\nCc: w@y.example\nDate: now\nMessage-ID: <1@b>\nList-Unsubscribe: <https://x>\n\n'), {
     fromFields: 1, from: ['a@b.example'], fromMalformed: false, toAndCc: 3, dates: 1, messageIds: 1, hasListUnsubscribe: true,
+    shown: ['x@y.example', 'z@y.example', 'w@y.example'], oneClickBroken: false, names: new Set(['from', 'to', 'cc', 'date', 'message-id', 'list-unsubscribe']),
   });
   t.match(facts('From: a@b.example\nFrom: c@d.example\nSender: s@b.example\n\n'), { fromFields: 2, from: ['a@b.example', 'c@d.example'], sender: 's@b.example', fromMalformed: false });
   t.match(facts('From: a@b.example\nSender: s@b.example\nSender: t@b.example\n\n'), { fromMalformed: true });
