@@ -6,10 +6,10 @@
 import { compose, render } from './compose/index.ts';
 import type { Deliverer, RouteResult } from './deliver/index.ts';
 import { composeDsn, maskReply, newEvent, type Event, type EventKind, type Journal } from './events/index.ts';
-import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, verdictReply, type Verdict } from './gate/index.ts';
+import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, profilesNamed, verdictReply, type Verdict, type Yes } from './gate/index.ts';
 import type { Facts, Ledger, Suspension } from './ledger/index.ts';
 import {
-  indexHeader, isMailError, messageFacts, parseAddress, reply, replyLine,
+  indexHeader, isMailError, messageFacts, parseAddress, reply, replyLine, shownText,
   type Address, type AddressHashes, type AdmittedRecipient, type Cleared, type Due, type EnvelopeRecipient, type Outcome, type Reply, type Submitted,
 } from './mail/index.ts';
 import { newId, type Clock, type Keyring, type Log, type Metrics } from './runtime/index.ts';
@@ -45,20 +45,28 @@ const NOT_CONFIGURED = reply(451, '3.5', 'tenant or stream is not configured any
 
 export function openPipeline(house: House): Pipeline {
   // What the gate admitted, by transaction, until DATA ends or the transaction is reset.
-  const admitted = new Map<string, AdmittedRecipient[]>();
+  const admitted = new Map<string, Admission>();
   return {
     sender: (context, mailFrom) => judgeAtMail(house, context, mailFrom),
     recipient: (context, recipient) => judgeAtRcpt(house, admitted, context, recipient),
     async message(submitted) {
-      const recipients = admitted.get(submitted.id) ?? [];
+      const admission = admitted.get(submitted.id) ?? noAdmission();
       admitted.delete(submitted.id);
-      return accept(house, submitted, recipients);
+      return accept(house, submitted, admission);
     },
     reset: (context) => void admitted.delete(context.id),
     suspended: async (tenant) => (await house.ledger.suspension(tenant)) !== undefined,
     attempt: (due, lane, route) => attempt(house, due, lane, route),
   };
 }
+
+/** What RCPT has found out of one transaction: who may have the message, and whose rules its content must keep. */
+interface Admission {
+  readonly recipients: AdmittedRecipient[];
+  readonly profiles: Set<string>;
+}
+
+const noAdmission = (): Admission => ({ recipients: [], profiles: new Set() });
 
 // ---- in ----------------------------------------------------------------------------------------
 
@@ -70,7 +78,7 @@ async function judgeAtMail(house: House, context: SubmissionContext, mailFrom: s
   return verdict.answer === 'yes' ? undefined : refuse(house, place, context.id, verdict);
 }
 
-async function judgeAtRcpt(house: House, admitted: Map<string, AdmittedRecipient[]>, context: SubmissionContext, recipient: EnvelopeRecipient): Promise<Reply | undefined> {
+async function judgeAtRcpt(house: House, admitted: Map<string, Admission>, context: SubmissionContext, recipient: EnvelopeRecipient): Promise<Reply | undefined> {
   const place = placeOf(house.settings(), context.credential.tenant, context.credential.stream);
   if (place === undefined) return NOT_CONFIGURED;
   let address: Address;
@@ -81,27 +89,34 @@ async function judgeAtRcpt(house: House, admitted: Map<string, AdmittedRecipient
     return reply(553, '1.3', error.message.replaceAll(/[^\x20-\x7e]/g, '?').slice(0, 200));
   }
   const hashes = house.ledger.hashes(place.tenant.id, address);
-  const verdict = judgeRecipient({ ...place, now: house.clock.now(), facts: await askLedger(house, place, hashes) });
+  const facts = await askLedger(house, place, hashes);
+  const verdict = judgeRecipient({ ...place, now: house.clock.now(), facts, profiles: house.settings(), domain: address.domain });
   if (verdict.answer !== 'yes') return refuse(house, place, context.id, verdict, hashes);
-  const list = admitted.get(context.id) ?? [];
+  noteShadowed(house, place, context.id, verdict, hashes);
+  const admission = admitted.get(context.id) ?? noAdmission();
   // The same address twice in one transaction is one recipient (RFC 5321 §4.1.1.3 leaves it to us).
-  if (!list.some((known) => known.wire === recipient.wire)) {
-    list.push({ ...recipient, domain: address.domain, hashes, evidence: verdict.evidence });
+  if (!admission.recipients.some((known) => known.wire === recipient.wire)) {
+    admission.recipients.push({ ...recipient, domain: address.domain, hashes, evidence: verdict.evidence });
   }
-  admitted.set(context.id, list);
+  admission.profiles.add(verdict.profile);
+  admitted.set(context.id, admission);
   return undefined;
 }
 
 /** End of DATA: judge, compose, store, and only then the 250. */
-async function accept(house: House, submitted: Submitted, recipients: readonly AdmittedRecipient[]): Promise<Reply> {
+async function accept(house: House, submitted: Submitted, { recipients, profiles }: Admission): Promise<Reply> {
   const started = performance.now();
   const { origin } = submitted;
   const place = placeOf(house.settings(), origin.tenant, origin.stream);
   const credential = house.settings().credentials.get(origin.credential);
   if (place === undefined || credential === undefined) return NOT_CONFIGURED;
-  const header = messageFacts(submitted.raw, indexHeader(submitted.raw));
-  const verdict = judgeMessage({ ...place, credential, envelope: submitted.envelope, header });
+  const index = indexHeader(submitted.raw);
+  const header = messageFacts(submitted.raw, index);
+  const verdict = judgeMessage({
+    ...place, credential, envelope: submitted.envelope, header, profiles: profilesNamed(house.settings(), profiles), text: () => shownText(submitted.raw, index),
+  });
   if (verdict.answer !== 'yes') return refuse(house, place, submitted.id, verdict);
+  noteShadowed(house, place, submitted.id, verdict);
   const domain = sendingDomain(place.tenant, header.from[0] ?? '');
   if (domain === undefined) return reply(550, '7.1', 'the From domain is not one of your sending domains');
   const id = await store(house, place, domain, submitted, recipients);
@@ -140,6 +155,13 @@ function refuse(house: House, { tenant, stream }: Place, messageId: string, verd
   return reply(said.code - 100, said.enhanced.slice(2), said.lines.join(' '));
 }
 
+/** What a rule that is only tried out would have refused. At attempts it is not told again. */
+function noteShadowed(house: House, { tenant, stream }: Place, messageId: string, { shadowed }: Yes, hashes?: AddressHashes): void {
+  for (const rule of shadowed) {
+    record(house, 'soft-refused', { tenant: tenant.id, stream: stream.id, message_id: messageId, rule, reason: 'shadow', ...(hashes && { person: person(hashes) }) });
+  }
+}
+
 // ---- out ---------------------------------------------------------------------------------------
 
 async function attempt(house: House, due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean }> {
@@ -166,7 +188,7 @@ async function tryOnce(house: House, due: Due, lane: LaneName, route: RouteResul
   const place = placeOf(house.settings(), origin.tenant, origin.stream);
   const domain = place?.tenant.domains.find((known) => known.name === plan.domain);
   if (place === undefined || domain === undefined) return { outcome: wait('the tenant, stream or sending domain is not configured any more') };
-  const verdict = judgeAttempt({ ...place, origin, now: house.clock.now(), facts: await askLedger(house, place, due.recipient.hashes) });
+  const verdict = judgeAttempt({ ...place, origin, now: house.clock.now(), facts: await askLedger(house, place, due.recipient.hashes), profiles: house.settings(), domain: due.recipient.domain });
   if (verdict.answer === 'cannot-tell') return { outcome: wait(verdict.reason) };
   if (verdict.answer === 'no') {
     // A suspended tenant's queue is frozen, not thrown away (design §7).

@@ -90,6 +90,8 @@ contact:
   postal: 1 Example Street, Example Town
   url: https://demo.example/privacy
 jurisdiction: eu
+# Any letter may be tried here: what these would refuse is recorded (soft-refused) and sent all the same.
+shadow: [profile-footer-sender, profile-footer-contact]
 policies:
   - version: "2026-01"
     effective: 2026-01-01
