@@ -4,7 +4,7 @@
 // own (person-keys.ts): destroyed, they are gone from every copy of the data there ever was. When the
 // store does not answer every call rejects with E_STORE.
 import { join } from 'node:path';
-import { CANON_VERSION, addressKeys, type Address, type AddressHashes, type Instant } from '../mail/index.ts';
+import { CANON_VERSION, addressKeys, type Address, type AddressHashes, type BasisFact, type Instant } from '../mail/index.ts';
 import { newId, type Clock, type Keyring, type TenantKeys } from '../runtime/index.ts';
 import type { Policy } from '../settings/index.ts';
 import type { LedgerStore, StoreWrite } from '../store/index.ts';
@@ -61,6 +61,7 @@ class StoredLedger implements Ledger {
   readonly #clock: Clock;
   readonly #people: PersonKeys;
   readonly #hashers = new Map<string, AddressHash>();
+  readonly #suspended = new Map<string, Suspension | 'none'>();
   readonly #policies = new PolicyBook();
   readonly #erasures: Erasures;
   readonly log: TenantLogs;
@@ -93,9 +94,14 @@ class StoredLedger implements Ledger {
 
   async facts(tenant: string, purpose: string, stream: string, hashes: AddressHashes): Promise<Facts> {
     const wide = hashes.family !== hashes.suppression && !hashes.family.equals(hashes.suppression);
-    const [consent, suspension, own, family] = await this.#store.getMany([
+    // One row for a whole tenant is not read for each of its recipients; suspend() and resume() keep it true.
+    let suspension = this.#suspended.get(tenant);
+    if (suspension === undefined) {
+      suspension = (await this.suspension(tenant)) ?? 'none';
+      this.#suspended.set(tenant, suspension);
+    }
+    const [consent, own, family] = await this.#store.getMany([
       consentKey(tenant, hashes, purpose),
-      rowKey(TABLE.suspension, tenant),
       rowKey(TABLE.suppressed, tenant, hashes.suppression),
       ...(wide ? [rowKey(TABLE.suppressed, tenant, hashes.family)] : []),
     ]);
@@ -108,7 +114,7 @@ class StoredLedger implements Ledger {
       found.suppressions = [...(own === undefined ? NONE : decodeSuppressions(own)), ...(family === undefined ? NONE : ofFamily(decodeSuppressions(family)))]
         .filter(({ scope }) => scope === 'all' || scope === `purpose:${purpose}` || scope === `stream:${stream}`);
     }
-    if (suspension !== undefined) found.suspension = decodeSuspension(suspension);
+    if (suspension !== 'none') found.suspension = suspension;
     return found;
   }
 
@@ -293,6 +299,7 @@ class StoredLedger implements Ledger {
       turn.put(key, octets);
       turn.log.append(notePayload('suspended', by, now, { cause }));
     });
+    this.#suspended.set(tenant, result);
     return result;
   }
 
@@ -305,6 +312,7 @@ class StoredLedger implements Ledger {
       turn.put(key, undefined);
       turn.log.append(notePayload('resumed', by, this.#clock.now(), {}));
     });
+    this.#suspended.set(tenant, 'none');
     return was;
   }
 
@@ -406,10 +414,13 @@ function suppressOne(turn: Turn, key: Buffer, hash: Buffer, fresh: Suppression):
 }
 
 function recordOf(entry: ConsentEntry, id: string, now: Instant): ConsentRecord {
-  const { purpose, state, legalBasis, policyHash, evidence, expiresAt, tracking, facts, jurisdiction } = entry;
+  const { purpose, state, legalBasis, policyHash, evidence, expiresAt, tracking, jurisdiction } = entry;
+  // The time of a confirmation is the fact itself.
+  const confirmed = evidence.doubleOptIn?.confirmedAt !== undefined && entry.facts?.includes('double-opt-in') !== true;
+  const facts: readonly BasisFact[] = [...entry.facts ?? [], ...(confirmed ? ['double-opt-in' as const] : [])];
   return {
     id, purpose, state, legalBasis, policyHash, givenAt: evidence.time, changedAt: now, tracking,
-    ...(expiresAt !== undefined && { expiresAt }), ...(facts !== undefined && facts.length > 0 && { facts }), ...(jurisdiction !== undefined && jurisdiction !== '' && { jurisdiction }),
+    ...(expiresAt !== undefined && { expiresAt }), ...(facts.length > 0 && { facts }), ...(jurisdiction !== undefined && jurisdiction !== '' && { jurisdiction }),
   };
 }
 
