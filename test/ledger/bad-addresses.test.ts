@@ -10,7 +10,8 @@ import { isMailError, parseAddress, type AddressHashes } from '../../daemon/mail
 import type { Stream, Tenant } from '../../daemon/settings/index.ts';
 import { makeTwoTenants, type TwoTenants } from '../lib/two-tenants.ts';
 
-const FAMILY: readonly SuppressionCause[] = ['complaint', 'objection', 'erasure', 'manual'];
+// What a mailbox did is the mailbox's; everything else a person has asked for.
+const FAMILY: readonly SuppressionCause[] = SUPPRESSION_CAUSES.filter((cause) => cause !== 'hard-bounce' && cause !== 'unsubscribe');
 const HOUR_MS = 3_600_000;
 
 let two: TwoTenants;
