@@ -37,8 +37,8 @@ export function signCheckpoint(checkpoint: Checkpoint, key: KeyObject): string {
 /** What the note says; undefined when it is not signed by this key, is another log's, or is not well formed. */
 export function readCheckpoint(text: string, publicKey: KeyObject, origin: string): Checkpoint | undefined {
   const split = text.lastIndexOf('\n\n');
-  // The C2SP note has no control character but the line feed; a CRLF is one.
-  if (split < 0 || !text.endsWith('\n') || /[^\P{Cc}\n]/u.test(text)) return undefined;
+  // A C2SP note has no control character but the line feed, so no CRLF; half a surrogate pair would be signed as U+FFFD.
+  if (split < 0 || !text.endsWith('\n') || /[^\P{Cc}\n]|\p{Cs}/u.test(text)) return undefined;
   const body = text.slice(0, split + 1);
   const checkpoint = parseBody(body);
   const signatures = parseSignatures(text.slice(split + 2, -1));

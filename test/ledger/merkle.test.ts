@@ -299,6 +299,7 @@ t.test('a checkpoint is a C2SP signed note', (t) => {
   const nothing = { origin: ORIGIN, size: 0, root: EMPTY_ROOT };
   t.same(readCheckpoint(signCheckpoint(nothing, pair.privateKey), pair.publicKey, ORIGIN), nothing);
   t.same(readCheckpoint(signed(`${ORIGIN}\n5\n${checkpoint.root.toString('base64')}\nan extension\n`), pair.publicKey, ORIGIN)?.size, 5);
+  t.equal(readCheckpoint(signed(`${ORIGIN}\n5\n${checkpoint.root.toString('base64')}\n\ud800\n`), pair.publicKey, ORIGIN), undefined, 'half a character');
   t.throws(() => ed25519FromSeed(Buffer.alloc(31)), RangeError);
   for (const bad of ['', 'a b', 'a+b', 'a\nb', 'a\u0000']) t.throws(() => signCheckpoint({ ...checkpoint, origin: bad }, pair.privateKey), RangeError, JSON.stringify(bad));
   t.throws(() => signCheckpoint({ ...checkpoint, size: -1 }, pair.privateKey), RangeError);
