@@ -1,7 +1,7 @@
 // The text a reader sees of a message, for rules that ask what it shows: the HTML texts of the displayed
 // body where there are any, else the plain ones, decoded, without tags, white space collapsed. Callers may
 // rely on: it never throws, its time is linear in the message, and what it cannot read with certainty
-// (an unknown charset, broken quoted-printable, a signed or encrypted part, a text of megabytes) counts
+// (an unknown charset, broken quoted-printable, a signed or encrypted part, what lies past a megabyte) counts
 // as not shown. Style sheets are not evaluated: a text they hide counts as shown. It reads HTML for its
 // words only and is no sanitizer. RFC 2045 §6, WHATWG HTML (tokenization).
 import { decodeHTML } from 'entities';
@@ -9,17 +9,26 @@ import { indexHeader, type HeaderIndex } from './headers.ts';
 import { indexMime, type MimeLeaf } from './mime.ts';
 import { decodeQp } from './qp.ts';
 
-// Mail programs cut a text off at a tenth of a megabyte; nobody is shown what stands past this.
-const MAX_PART_OCTETS = 4 * 1024 * 1024;
+// Of all parts together. Mail programs cut a text off at a tenth of a megabyte; past ten times that it is
+// no letter, and reading it would hold up everybody's mail.
+const MAX_TEXT_OCTETS = 1024 * 1024;
 
 /** What a reader sees of the message, one space between words. */
 export function shownText(raw: Buffer, header: HeaderIndex = indexHeader(raw)): string {
   const { leaves, verdict } = indexMime(raw, header);
   if (verdict !== 'ok') return '';
-  const texts = leaves.filter(({ closed }) => closed === '');
-  const html = texts.filter(({ type }) => type === 'text/html');
+  const open = leaves.filter(({ closed }) => closed === '');
   // Of a letter in two forms the reader sees the rich one.
-  const seen = html.length > 0 ? html.map((leaf) => wordsOf(decode(raw, leaf))) : texts.filter(({ type }) => type === 'text/plain').map((leaf) => decode(raw, leaf));
+  const shown = open.some(({ type }) => type === 'text/html') ? 'text/html' : 'text/plain';
+  const seen: string[] = [];
+  let left = MAX_TEXT_OCTETS;
+  for (const leaf of open) {
+    if (leaf.type !== shown) continue;
+    left -= leaf.range.end - leaf.range.start;
+    if (left < 0) break;
+    const text = decode(raw, leaf);
+    seen.push(shown === 'text/html' ? wordsOf(text) : text);
+  }
   return seen.join(' ').replaceAll(INVISIBLE, '').replaceAll(/\s+/g, ' ').trim();
 }
 
@@ -28,7 +37,6 @@ const INVISIBLE = /[\u00AD\u200B-\u200F\u2060\uFEFF]|\u034F/g;
 
 function decode(raw: Buffer, { range, encoding, charset }: MimeLeaf): string {
   const { start, end } = range;
-  if (end - start > MAX_PART_OCTETS) return '';
   const octets = octetsOf(raw, start, end, encoding);
   if (octets === undefined) return '';
   try {

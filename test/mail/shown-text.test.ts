@@ -42,6 +42,7 @@ t.test('parts, encodings and charsets', async (t) => {
   t.equal(letter(part('text/plain', 'a =ZZ', 'Content-Transfer-Encoding: quoted-printable\n')), '', 'no quoted-printable');
   t.equal(shownText(crlf('Content-Type: multipart/signed; boundary=b\n\n--b\n\na\n--b--\n')), '', 'a signed part is not looked into');
   t.equal(shownText(crlf(`Content-Type: text/plain\n\n${'a'.repeat(5 << 20)}`)), '', 'megabytes of text');
+  t.equal(letter(part('text/plain', 'a'), part('text/plain', 'b'.repeat(1 << 20)), part('text/plain', 'c')), 'a', 'up to a megabyte in all');
   t.equal(shownText(Buffer.alloc(0)), '');
 });
 
