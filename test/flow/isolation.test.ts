@@ -2,12 +2,13 @@
 // bravo knows. Everything runs against one real daemon in a process of its own; the last tests read what
 // all the others have left in journal, log, notices and delivered headers. I-2 is `npm run bench -- isolation`.
 import t from 'tap';
-import { randomBytes, randomInt } from 'node:crypto';
+import { createHash, randomBytes, randomInt, type Hash } from 'node:crypto';
 import { readFileSync, readdirSync } from 'node:fs';
 import { request } from 'node:http';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { openReturnPath, openToken } from '../../daemon/compose/index.ts';
+import { parseAddress } from '../../daemon/mail/index.ts';
 import { idTime, isId } from '../../daemon/runtime/index.ts';
 import { CHECKOUT, eventually, pause, spawnDaemon } from '../lib/daemon.ts';
 import type { Client } from '../lib/dialog.ts';
@@ -344,7 +345,8 @@ t.test('I-8 metrics name no person and no domain, and do not grow with them', as
 });
 
 t.test('I-10 what the DNS cache tells is written down', async (t) => {
-  t.match(readFileSync(join(CHECKOUT, 'daemon/README.md'), 'utf8').replaceAll(/\s+/g, ' '), /remembered for all tenants together.*\(I-10\)/);
+  const tour = readFileSync(join(CHECKOUT, 'daemon/README.md'), 'utf8').replaceAll(/\s+/g, ' ');
+  t.ok(/remembered for all tenants together.*\(I-10\)/.test(tour), 'daemon/README.md says what is left');
 });
 
 t.test('I-12 journal, log and notices keep tenants apart, and name nobody to the operator', async (t) => {
@@ -373,6 +375,35 @@ t.test('I-12 journal, log and notices keep tenants apart, and name nobody to the
     t.notMatch(text, new RegExp(`${other.id}|${other.domain.replace('.', '\\.')}`, 'i'), 'nothing of the other tenant');
     t.same(namedIn(text).filter((part) => !bounced.split('@').includes(part)), [], 'and of no other person');
   }
+});
+
+t.test('I-13 a receipt of one consent shows of all others nothing that a list of addresses could be tried on', async (t) => {
+  const stores = await two.stores();
+  t.teardown(() => stores.close());
+  const { log } = stores.ledger;
+  const sha = (...parts: readonly (Buffer | string)[]): Buffer => parts.reduce<Hash>((hash, part) => hash.update(part), createHash('sha256')).digest();
+  const leaf = (data: Buffer | string): string => sha('\0', data).toString('base64');
+  // Everything that may be made of an address without the tenant's keys, or with the other one's.
+  const guesses = new Set([shared, bounced, objected, ...onBravo].flatMap((address) => {
+    const keyed = [two.acme, two.bravo].flatMap(({ id }) => Object.values(stores.ledger.hashes(id, parseAddress(address)) as unknown as Record<string, Buffer>));
+    return [address, sha(address), ...keyed, ...keyed.map((hash) => sha(hash))].flatMap((one) => [Buffer.from(one).toString('base64'), leaf(one)]);
+  }));
+  const commitments = new Set<string>();
+  let looked = 0;
+  for (const { id } of [two.acme, two.bravo]) {
+    const { size } = await log.checkpoint(id);
+    for (let at = 0; at < size; at += 7) {
+      const receipt = await log.receipt(id, at);
+      const commitment = (await log.entry(id, at))?.commitment.toString('base64') ?? '';
+      if (receipt === undefined) continue;
+      looked++;
+      const other = id === 'acme' ? two.bravo : two.acme;
+      const named = [...namedIn(receipt.payload), ...(receipt.payload.includes(other.id) ? [other.id] : [])];
+      if (named.length > 0 || [commitment, ...receipt.proof].some((hash) => guesses.has(hash)) || commitments.has(commitment)) t.fail(`leaf ${at} of ${id}`);
+      commitments.add(commitment);
+    }
+  }
+  t.ok(looked > 100, `${looked} receipts, ${guesses.size} guesses`);
 });
 
 t.test('I-14, T8 headers tell of no tenant name, login, client or other recipient', async (t) => {
