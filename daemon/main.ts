@@ -2,15 +2,16 @@
 // matters: no new mail first, then no new attempts, then what is under way settles, then the stores.
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { openObserve, operationsOf, serveControl, type Desk } from './admin/index.ts';
+import { openObserve, operationsOf, serveControl, watchPolicies, type Desk } from './admin/index.ts';
 import { laneLimits, openDeliverer, type RouteResult } from './deliver/index.ts';
 import { openResolver } from './dns/index.ts';
 import { newEvent, openJournal, type Journal } from './events/index.ts';
 import { openLedger, type Ledger } from './ledger/index.ts';
 import { openPipeline, type House } from './pipeline.ts';
+import { MailError } from './mail/index.ts';
 import { Metrics, notify, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
 import { Schedule, type Routed } from './schedule/index.ts';
-import { openSettings, type LiveSettings, type Settings } from './settings/index.ts';
+import { formatProblem, openSettings, policyProblem, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
 import { openSigner } from './sign/index.ts';
 import { openSpool, type Spool } from './spool/index.ts';
 import { openLedgerStore } from './store/index.ts';
@@ -34,19 +35,27 @@ export interface Daemon {
   stop(): Promise<void>;
 }
 
+// How long the start waits for new policy pages: our own answer in milliseconds.
+const POLICY_LOOK_MS = 2_000;
+// Evidence kept after an erasure is kept for years: an hour more is nothing.
+const SWEEP_MS = 3_600_000;
+
 export const controlSocket = (settings: { readonly server: Pick<Settings['server'], 'dataDir'> }): string => join(settings.server.dataDir, 'control.sock');
 
 /** Opens settings, keys and stores. @throws MailError E_CONFIG, E_KEY_UNREADABLE, E_KEY_WRONG, E_STORE, E_STORE_LOCKED */
-export async function openStores(root: string, log: Log, metrics = new Metrics()): Promise<Stores> {
+export async function openStores(root: string, log: Log, metrics = new Metrics(), onReloaded: () => void = () => undefined): Promise<Stores> {
   const clock = systemClock;
   let journal: Journal | undefined;
+  let ledger: Ledger | undefined;
   const live = openSettings(root, {
     clock, log,
+    check: (settings) => (ledger === undefined ? [] : policyProblems(root, ledger, settings)),
     onReload: (settings) => {
       metrics.reloadOk.set(1);
       metrics.reloadAt.set(clock.now() / 1000);
       journal?.record(newEvent('reloaded', clock, { by: 'reload', reason: settings.hash.slice(0, 16) }));
       keyring?.load(settings.tenants.keys());
+      if (ledger !== undefined) registerPolicies(ledger, settings).then(onReloaded, (error: unknown) => log.error({ error: String(error) }, 'new policy versions could not be recorded; they are not in force'));
     },
     onFailed: (problems) => {
       metrics.reloadOk.set(0);
@@ -64,20 +73,41 @@ export async function openStores(root: string, log: Log, metrics = new Metrics()
   metrics.reloadAt.set(clock.now() / 1000);
   const spool = await openSpool({ dir: join(server.dataDir, 'spool'), keyring, clock, log, reserveBytes: server.limits.diskReserveBytes });
   const store = openLedgerStore(server.dataDir);
-  journal = openJournal({ dir: join(server.dataDir, 'events'), clock, keepMs: server.limits.keepEventsMs, log });
-  const ledger = openLedger({ store, keyring, clock, hostname: server.hostname });
-  await ledger.recover();
-  const opened = { live, keyring, ledger, spool, journal };
-  return {
-    ...opened,
-    async close() {
-      live.close();
-      await opened.spool.close();
-      await ledger.close();
-      await store.close();
-      await opened.journal.close();
+  ledger = openLedger({ store, keyring, clock, hostname: server.hostname });
+  const opened = { live, keyring, ledger, spool, journal: openJournal({
+    dir: join(server.dataDir, 'events'), clock, keepMs: server.limits.keepEventsMs, log,
+    onSealed: async ({ segment, tenants: parts }) => {
+      for (const { tenant, lines, sha256 } of parts) if (live.current().tenants.has(tenant)) await opened.ledger.note(tenant, 'journal', 'postern', { segment, lines, sha256 });
     },
+  }) };
+  journal = opened.journal;
+  const close = async (): Promise<void> => {
+    live.close();
+    await opened.spool.close();
+    await opened.journal.close(); // its last file becomes a leaf
+    await opened.ledger.close();
+    await store.close();
   };
+  try {
+    await ledger.recover();
+    const problems = policyProblems(root, ledger, live.current());
+    if (problems.length > 0) throw new MailError('E_CONFIG', problems.map(formatProblem).join('\n'));
+    await registerPolicies(ledger, live.current());
+    await ledger.sweep();
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  return { ...opened, close };
+}
+
+/** Policy versions that contradict what people consented under. */
+function policyProblems(root: string, ledger: Ledger, { tenants }: Settings): readonly Problem[] {
+  return [...tenants.values()].flatMap(({ id, policies }) => ledger.policyConflicts(id, policies).map(({ version, reason }) => policyProblem(root, id, version, reason)));
+}
+
+async function registerPolicies(ledger: Ledger, { tenants }: Settings): Promise<void> {
+  for (const { id, policies } of tenants.values()) await ledger.register(id, policies);
 }
 
 /** Runs the relay on the tree in `root` until stop(). What was opened before a failure is closed again. */
@@ -99,7 +129,7 @@ export async function serve(root: string, options: { readonly log?: Log } = {}):
 async function open(root: string, closers: (() => Promise<void> | void)[], givenLog: Log | undefined): Promise<LiveSettings> {
   const clock = systemClock;
   const metrics = new Metrics();
-  const stores = await openStores(root, givenLog ?? openLog('info'), metrics);
+  const stores = await openStores(root, givenLog ?? openLog('info'), metrics, () => void policies.look());
   closers.push(() => stores.close());
   const { live, keyring, ledger, spool, journal } = stores;
   const settings = (): Settings => live.current();
@@ -121,6 +151,8 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => schedule.stop());
   const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event) => journal.record(event) });
   closers.push(() => pages.close());
+  const policies = watchPolicies({ settings, ledger, clock, log, record: (event) => journal.record(event) });
+  closers.push(() => policies.close());
   let ready = false;
   const observe = await openObserve({ settings, metrics, ready: () => ({ ok: ready, why: ready ? '' : 'starting or stopping' }) });
   closers.push(() => observe.close());
@@ -142,12 +174,16 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   schedule.start();
   const gauges = setInterval(() => gauge(metrics, spool), 5_000);
   closers.push(() => clearInterval(gauges));
+  const sweep = setInterval(() => void ledger.sweep().catch((error: unknown) => log.error({ error: String(error) }, 'kept evidence could not be swept')), SWEEP_MS);
+  closers.push(() => clearInterval(sweep));
   journal.record(newEvent('started', clock, {}));
   closers.push(async () => {
     ready = false;
     journal.record(newEvent('stopped', clock, {}));
     await notify('STOPPING=1');
   });
+  // A page that does not answer must not keep everybody else's mail waiting.
+  await Promise.race([policies.look(), new Promise<void>((done) => clock.after(POLICY_LOOK_MS, () => done()))]);
   ready = true;
   await notify('READY=1');
   log.info({ hostname: settings().server.hostname, hash: settings().hash.slice(0, 16) }, 'postern is ready');

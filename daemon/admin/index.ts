@@ -2,3 +2,4 @@ export { callControl, serveControl, type ControlOptions, type Operation, type Op
 export { openObserve, type ObserveOptions } from './observe.ts';
 export { show, table } from './show.ts';
 export { operationsOf, type Desk } from './operations.ts';
+export { watchPolicies } from './policy-watch.ts';

@@ -4,9 +4,11 @@
 // files older than `keepMs` are removed whole. A crash loses at most the last second of events, never
 // mail: the spool does not read this. When the disk fails the lines are dropped and counted in
 // `lost`, the first failure of a row is logged, and writing is tried again with the next batch.
-import { mkdirSync, readdirSync, unlinkSync } from 'node:fs';
-import { open, readFile, type FileHandle } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { createReadStream, existsSync, mkdirSync, readdirSync, unlinkSync } from 'node:fs';
+import { open, readFile, writeFile, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import type { MessageId } from '../mail/index.ts';
 import { idTime, isId, newId, type Clock, type Log } from '../runtime/index.ts';
 import type { Event, EventKind } from './event.ts';
@@ -33,10 +35,18 @@ export interface Journal {
   follow(listener: (event: Event) => void): () => void;
   /** Resolves when everything recorded so far is written and synced, or counted as lost. */
   flush(): Promise<void>;
+  /** What a complete file holds of each tenant, as it was entered in the ledger; undefined when it is gone. */
+  digest(segment: string): Promise<SealedSegment | undefined>;
   /** Flushes and closes; record() afterwards drops and counts. */
   close(): Promise<void>;
   /** Events dropped because the disk failed. */
   readonly lost: number;
+}
+
+/** A closed file of the journal: for each tenant in it how many lines are its own and the SHA-256 of them, in order, hex. */
+export interface SealedSegment {
+  readonly segment: string;
+  readonly tenants: readonly { readonly tenant: string; readonly lines: number; readonly sha256: string }[];
 }
 
 /** Makes an event with a fresh id, at the clock's time. */
@@ -55,10 +65,19 @@ export function maskReply(text: string): string {
   return text.slice(0, 2_000).replace(/<?(?:"[^"\r\n]{0,128}"|[^\s<>()[\]",;:@]{1,256})(?:@|%40)(?:\[[^\]\s]{1,64}\]|[^\s<>()[\]",;:@]{1,256})>?/giu, '<…>');
 }
 
+export interface JournalOptions {
+  readonly dir: string;
+  readonly clock: Clock;
+  readonly keepMs: number;
+  readonly log: Log;
+  /** Told of each file that is complete, also of those a crash left; told again when it failed. */
+  readonly onSealed?: (sealed: SealedSegment) => Promise<void>;
+}
+
 /** Opens the journal in `dir` (made 0700 where missing) and removes what is older than `keepMs`. */
-export function openJournal(options: { readonly dir: string; readonly clock: Clock; readonly keepMs: number; readonly log: Log }): Journal {
+export function openJournal(options: JournalOptions): Journal {
   mkdirSync(options.dir, { recursive: true, mode: 0o700 });
-  return new FileJournal(options.dir, options.clock, options.keepMs, options.log);
+  return new FileJournal(options);
 }
 
 class FileJournal implements Journal {
@@ -76,13 +95,19 @@ class FileJournal implements Journal {
   #failing = false;
   #closed = false;
   #lost = 0;
+  readonly #onSealed: JournalOptions['onSealed'];
+  /** The name of the file that is being written, '' between two. */
+  #current = '';
+  #sealing: Promise<void> = Promise.resolve();
 
-  constructor(dir: string, clock: Clock, keepMs: number, log: Log) {
+  constructor({ dir, clock, keepMs, log, onSealed }: JournalOptions) {
     this.#dir = dir;
     this.#clock = clock;
     this.#keepMs = keepMs;
     this.#log = log;
+    this.#onSealed = onSealed;
     this.#removeOld();
+    this.#sealSoon();
   }
 
   get lost(): number {
@@ -122,6 +147,11 @@ class FileJournal implements Journal {
     }
   }
 
+  async digest(segment: string): Promise<SealedSegment | undefined> {
+    const file = join(this.#dir, `${segment}.jsonl`);
+    return isId(segment) && existsSync(file) ? digest(file, segment) : undefined;
+  }
+
   async flush(): Promise<void> {
     this.#writeSoon(true);
     await this.#writing;
@@ -131,6 +161,7 @@ class FileJournal implements Journal {
     this.#closed = true;
     await this.flush();
     await this.#closeFile();
+    await this.#sealing;
   }
 
   /** Queues one write of all that waits. Writes follow one another; the chain never rejects. */
@@ -162,7 +193,10 @@ class FileJournal implements Journal {
       await this.#closeFile();
       this.#removeOld();
     }
-    this.#file ??= { handle: await open(join(this.#dir, `${newId(now)}.jsonl`), 'ax', 0o600), startedAt: now, octets: 0, syncedAt: now, dirty: false };
+    if (this.#file === undefined) {
+      this.#current = `${newId(now)}.jsonl`;
+      this.#file = { handle: await open(join(this.#dir, this.#current), 'ax', 0o600), startedAt: now, octets: 0, syncedAt: now, dirty: false };
+    }
     const file = this.#file;
     file.dirty = true;
     file.octets += octets.length;
@@ -187,13 +221,33 @@ class FileJournal implements Journal {
   async #closeFile(): Promise<void> {
     const file = this.#file;
     this.#file = undefined;
+    this.#current = '';
     if (file === undefined) return;
     try {
       await file.handle.datasync();
       await file.handle.close();
+      this.#sealSoon();
     } catch (error) {
       this.#log.error({ error: String(error) }, 'an event file could not be closed');
     }
+  }
+
+  /** Tells of every file that is complete and was not told of: `sealed` holds the name of the last one that was. */
+  #sealSoon(): void {
+    const tell = this.#onSealed;
+    if (tell === undefined) return;
+    this.#sealing = this.#sealing.then(async () => {
+      const mark = join(this.#dir, 'sealed');
+      try {
+        const last = existsSync(mark) ? (await readFile(mark, 'utf8')).trim() : '';
+        for (const name of this.#files().filter((name) => name > last && name !== this.#current)) {
+          await tell(await digest(join(this.#dir, name), name.slice(0, -6)));
+          await writeFile(mark, `${name}\n`, { mode: 0o600 });
+        }
+      } catch (error) {
+        this.#log.warn({ error: String(error) }, 'a file of the event journal could not be entered in the ledger; it is tried again');
+      }
+    });
   }
 
   #tell(listener: (event: Event) => void, event: Event): void {
@@ -220,6 +274,20 @@ class FileJournal implements Journal {
       this.#log.warn({ error: String(error) }, 'old event files could not be removed');
     }
   }
+}
+
+/** What a file holds of each tenant. A piece at a time: the mail goes on meanwhile. */
+async function digest(file: string, segment: string): Promise<SealedSegment> {
+  const tenants = new Map<string, { lines: number; readonly hash: ReturnType<typeof createHash> }>();
+  for await (const line of createInterface({ input: createReadStream(file), crlfDelay: Number.POSITIVE_INFINITY })) {
+    const tenant = parseLine(line)?.tenant;
+    if (tenant === undefined) continue;
+    const known = tenants.get(tenant) ?? { lines: 0, hash: createHash('sha256') };
+    known.lines++;
+    known.hash.update(`${line}\n`);
+    tenants.set(tenant, known);
+  }
+  return { segment, tenants: [...tenants].map(([tenant, { lines, hash }]) => ({ tenant, lines, sha256: hash.digest('hex') })) };
 }
 
 /** The whole lines of a file that contain the needle. */

@@ -94,18 +94,17 @@ export interface Ledger {
   resume(tenant: string, by: string): Promise<boolean>;
   suspension(tenant: string): Promise<Suspension | undefined>;
 
-  /**
-   * Makes the tenant's policy versions known. @returns those that stand here under another hash: a
-   * version never changes under its name, so nothing was recorded for them
-   */
-  register(tenant: string, policies: readonly Policy[]): Promise<readonly PolicyConflict[]>;
+  /** What of these versions cannot be taken: a version never changes under its name, and a new one is announced before it holds. */
+  policyConflicts(tenant: string, policies: readonly Policy[]): readonly PolicyConflict[];
+  /** Makes the tenant's policy versions known; those without a conflict. */
+  register(tenant: string, policies: readonly Policy[]): Promise<void>;
   /** Records that the version's page was seen with this very text; only then can it come into force. */
   published(tenant: string, hash: string, by: string): Promise<void>;
   /** Hashes of the registered versions whose page has not been seen. */
   unpublished(tenant: string): ReadonlySet<string>;
   /** Appends a fact that is about no person: an operator's act, a sealed piece of the journal. @returns its leaf */
   note(tenant: string, event: string, by: string, fields: Readonly<Record<string, unknown>>): Promise<number>;
-  /** Finishes the erasures a crash left; to be called once after opening. */
+  /** Finishes the erasures a crash left and reads what is known of policies; to be called once after opening. */
   recover(): Promise<void>;
   /** Destroys kept evidence whose time is over. @returns how many */
   sweep(): Promise<number>;

@@ -5,14 +5,14 @@ import type { Instant } from '../mail/index.ts';
 import type { Policy } from '../settings/index.ts';
 import type { LedgerStore } from '../store/index.ts';
 import { notePayload } from './payload.ts';
-import { TABLE, namedKey, rowKey, HASH_AT } from './row-keys.ts';
+import { HASH_AT, TABLE, namedKey, tenantOctets } from './row-keys.ts';
 import type { Turn } from './stored-ledger.ts';
 
-/** A policy version that says something else than it did when it was first loaded. */
+/** Why a policy version cannot be taken. */
 export interface PolicyConflict {
   readonly version: string;
-  readonly known: string;
-  readonly found: string;
+  /** One sentence that says what to do. */
+  readonly reason: string;
 }
 
 interface Known {
@@ -23,29 +23,37 @@ interface Known {
 const NO_HASHES: ReadonlySet<string> = new Set();
 
 export class PolicyBook {
+  // By the tenant's octets in hex: that is what a row's key tells.
   readonly #tenants = new Map<string, Map<string, Known>>();
   readonly #unpublished = new Map<string, ReadonlySet<string>>();
 
-  /** What of these is new, and what contradicts what is known. @throws MailError E_STORE */
-  async compare(store: LedgerStore, tenant: string, policies: readonly Policy[]): Promise<{ readonly conflicts: readonly PolicyConflict[]; readonly fresh: readonly Policy[] }> {
-    const known = this.#tenants.get(tenant) ?? await this.#read(store, tenant);
-    return {
-      conflicts: policies.flatMap(({ version, hash }) => {
-        const before = known.get(version);
-        return before === undefined || before.hash === hash ? [] : [{ version, known: before.hash, found: hash }];
-      }),
-      fresh: policies.filter(({ version }) => !known.has(version)),
-    };
+  /** Reads what is on record of all tenants. @throws MailError E_STORE */
+  async load(store: LedgerStore): Promise<void> {
+    this.#tenants.clear();
+    this.#unpublished.clear();
+    for await (const { key, value } of store.scan(Buffer.of(TABLE.policy))) {
+      const tenant = key.toString('hex', 1, HASH_AT);
+      const known = this.#tenants.get(tenant) ?? new Map<string, Known>();
+      this.#tenants.set(tenant, known.set(key.toString('utf8', HASH_AT), { published: value[0] === 1, hash: value.toString('hex', 1) }));
+    }
+    for (const tenant of this.#tenants.keys()) this.#refresh(tenant);
   }
 
-  async #read(store: LedgerStore, tenant: string): Promise<Map<string, Known>> {
-    const known = new Map<string, Known>();
-    for await (const { key, value } of store.scan(rowKey(TABLE.policy, tenant))) {
-      known.set(key.toString('utf8', HASH_AT), { published: value[0] === 1, hash: value.toString('hex', 1) });
-    }
-    this.#tenants.set(tenant, known);
-    this.#refresh(tenant);
-    return known;
+  /** What of these contradicts what is on record. A tenant's first versions may have been in force before. */
+  conflicts(tenant: string, policies: readonly Policy[], now: Instant): readonly PolicyConflict[] {
+    const known = this.#tenants.get(nameOf(tenant));
+    if (known === undefined) return [];
+    return policies.flatMap(({ version, hash, effectiveAt }): PolicyConflict[] => {
+      const before = known.get(version);
+      if (before === undefined) {
+        return effectiveAt > now ? [] : [{ version, reason: `a new version must be announced before it takes effect: choose a time for effective that is still to come (it was ${new Date(effectiveAt).toISOString()})` }];
+      }
+      return before.hash === hash ? [] : [{ version, reason: `this version was published as ${before.hash}; its text and permissions are now ${hash}: leave it as it was and write a new version` }];
+    });
+  }
+
+  fresh(tenant: string, policies: readonly Policy[]): readonly Policy[] {
+    return policies.filter(({ version }) => this.#tenants.get(nameOf(tenant))?.has(version) !== true);
   }
 
   write(turn: Turn, tenant: string, policy: Policy, now: Instant): void {
@@ -56,35 +64,43 @@ export class PolicyBook {
   }
 
   markPublished(turn: Turn, tenant: string, hash: string, by: string, now: Instant): void {
-    for (const [version, known] of this.#tenants.get(tenant) ?? []) {
+    for (const [version, known] of this.#tenants.get(nameOf(tenant)) ?? []) {
       if (known.hash !== hash || known.published) continue;
       turn.put(namedKey(TABLE.policy, tenant, version), Buffer.concat([Buffer.of(1), Buffer.from(hash, 'hex')]));
       turn.log.append(notePayload('policy-published', by, now, { version, hash }));
     }
   }
 
-  remember(tenant: string, policies: readonly Policy[], published: boolean): void {
-    const known = this.#tenants.get(tenant) ?? new Map<string, Known>();
-    for (const { version, hash } of policies) known.set(version, { hash, published });
-    this.#tenants.set(tenant, known);
-    this.#refresh(tenant);
+  remember(tenant: string, policies: readonly Policy[]): void {
+    const name = nameOf(tenant);
+    const known = this.#tenants.get(name) ?? new Map<string, Known>();
+    for (const { version, hash } of policies) known.set(version, { hash, published: false });
+    this.#tenants.set(name, known);
+    this.#refresh(name);
   }
 
   published(tenant: string, hash: string): void {
-    for (const known of this.#tenants.get(tenant)?.values() ?? []) if (known.hash === hash) known.published = true;
-    this.#refresh(tenant);
+    for (const known of this.#tenants.get(nameOf(tenant))?.values() ?? []) if (known.hash === hash) known.published = true;
+    this.#refresh(nameOf(tenant));
   }
 
   unpublished(tenant: string): ReadonlySet<string> {
-    return this.#unpublished.get(tenant) ?? NO_HASHES;
+    return this.#unpublished.get(nameOf(tenant)) ?? NO_HASHES;
   }
 
-  forget(tenant: string): void {
-    this.#tenants.delete(tenant);
-    this.#unpublished.delete(tenant);
+  #refresh(name: string): void {
+    this.#unpublished.set(name, new Set([...this.#tenants.get(name)?.values() ?? []].filter(({ published }) => !published).map(({ hash }) => hash)));
   }
+}
 
-  #refresh(tenant: string): void {
-    this.#unpublished.set(tenant, new Set([...this.#tenants.get(tenant)?.values() ?? []].filter(({ published }) => !published).map(({ hash }) => hash)));
+const names = new Map<string, string>();
+
+/** Asked for every decision: the text is made once. */
+function nameOf(tenant: string): string {
+  let name = names.get(tenant);
+  if (name === undefined) {
+    name = tenantOctets(tenant).toString('hex');
+    names.set(tenant, name);
   }
+  return name;
 }

@@ -321,15 +321,18 @@ class StoredLedger implements Ledger {
     return octets === undefined ? undefined : decodeSuspension(octets);
   }
 
-  async register(tenant: string, policies: readonly Policy[]): Promise<readonly PolicyConflict[]> {
-    const { conflicts, fresh } = await this.#policies.compare(this.#store, tenant, policies);
-    if (conflicts.length > 0 || fresh.length === 0) return conflicts;
+  policyConflicts(tenant: string, policies: readonly Policy[]): readonly PolicyConflict[] {
+    return this.#policies.conflicts(tenant, policies, this.#clock.now());
+  }
+
+  async register(tenant: string, policies: readonly Policy[]): Promise<void> {
+    const fresh = this.#policies.fresh(tenant, policies);
+    if (fresh.length === 0) return;
     const now = this.#clock.now();
     await this.#change(tenant, [], (turn) => {
       for (const policy of fresh) this.#policies.write(turn, tenant, policy, now);
     });
-    this.#policies.remember(tenant, fresh, false);
-    return [];
+    this.#policies.remember(tenant, fresh);
   }
 
   async published(tenant: string, hash: string, by: string): Promise<void> {
@@ -358,8 +361,9 @@ class StoredLedger implements Ledger {
     return this.#erasures.sweep();
   }
 
-  recover(): Promise<void> {
-    return this.#erasures.finish();
+  async recover(): Promise<void> {
+    await this.#policies.load(this.#store);
+    await this.#erasures.finish();
   }
 
   async close(): Promise<void> {

@@ -4,6 +4,7 @@ export { loadSettings, type Loaded, type LoadOptions } from './load.ts';
 export { openSettings, type LiveSettings, type OpenOptions, type Reloaded } from './reload.ts';
 export { addApiToken, addCredential, type NewApiToken, type NewCredential } from './credential.ts';
 export { describeSettings, explainDefaults, jsonSchema, keysAsMarkdown, type DeclaredKey, type KeyValue } from './describe.ts';
+export { policyProblem } from './policy-problem.ts';
 export { formatProblem, type Problem } from './problem.ts';
 export { formatDuration, formatRate, formatSize, parseDuration, parseRate, parseSize } from './units.ts';
 export { hashPolicy } from './build.ts';

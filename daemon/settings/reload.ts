@@ -25,6 +25,8 @@ export interface OpenOptions {
   readonly log: Log;
   /** Called after every successful reload, also one that changed no text: key files may be new. */
   readonly onReload?: (settings: Settings, result: Reloaded & { readonly ok: true }) => void;
+  /** Faults that only show beside what is on record elsewhere; asked for each tree that has none of its own. */
+  readonly check?: (settings: Settings) => readonly Problem[];
   /** Called when the tree on disk is broken; the old settings are still in force. */
   readonly onFailed?: (problems: readonly Problem[]) => void;
   readonly load?: LoadOptions;
@@ -96,10 +98,11 @@ class LiveTree implements LiveSettings {
     const { log, onReload, onFailed } = this.#options;
     this.#seen = fingerprint(loaded);
     this.#folders = loaded.folders;
-    if (!loaded.ok) {
-      log.error({ problems: loaded.problems.map(formatProblem) }, 'the new configuration is broken; the old one stays in force');
-      onFailed?.(loaded.problems);
-      return { ok: false, problems: loaded.problems };
+    const problems = loaded.ok ? this.#options.check?.(loaded.settings) ?? [] : loaded.problems;
+    if (!loaded.ok || problems.length > 0) {
+      log.error({ problems: problems.map(formatProblem) }, 'the new configuration is broken; the old one stays in force');
+      onFailed?.(problems);
+      return { ok: false, problems };
     }
     const old = this.#current;
     const same = isDeepStrictEqual(loaded.settings.server, old.server);
