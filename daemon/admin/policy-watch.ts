@@ -34,14 +34,13 @@ export function watchPolicies(options: PolicyWatchOptions): PolicyWatch {
   let looking: Promise<void> = Promise.resolve();
   let cancel: (() => void) | undefined;
   let closed = false;
-  const look = (): Promise<void> => {
-    looking = looking.then(async () => {
-      cancel?.();
-      const missing = closed ? 0 : await lookOnce(options);
-      if (missing > 0 && !closed) cancel = options.clock.after(AGAIN_MS, () => void look());
-    });
-    return looking;
+  const after = async (before: Promise<void>): Promise<void> => {
+    await before;
+    cancel?.();
+    const missing = closed ? 0 : await lookOnce(options);
+    if (missing > 0 && !closed) cancel = options.clock.after(AGAIN_MS, () => void look());
   };
+  const look = (): Promise<void> => (looking = after(looking));
   return {
     look,
     async close() {

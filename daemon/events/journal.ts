@@ -234,20 +234,21 @@ class FileJournal implements Journal {
 
   /** Tells of every file that is complete and was not told of: `sealed` holds the name of the last one that was. */
   #sealSoon(): void {
-    const tell = this.#onSealed;
-    if (tell === undefined) return;
-    this.#sealing = this.#sealing.then(async () => {
-      const mark = join(this.#dir, 'sealed');
-      try {
-        const last = existsSync(mark) ? (await readFile(mark, 'utf8')).trim() : '';
-        for (const name of this.#files().filter((name) => name > last && name !== this.#current)) {
-          await tell(await digest(join(this.#dir, name), name.slice(0, -6)));
-          await writeFile(mark, `${name}\n`, { mode: 0o600 });
-        }
-      } catch (error) {
-        this.#log.warn({ error: String(error) }, 'a file of the event journal could not be entered in the ledger; it is tried again');
+    if (this.#onSealed !== undefined) this.#sealing = this.#seal(this.#sealing, this.#onSealed);
+  }
+
+  async #seal(before: Promise<void>, tell: (sealed: SealedSegment) => Promise<void>): Promise<void> {
+    await before;
+    const mark = join(this.#dir, 'sealed');
+    try {
+      const last = existsSync(mark) ? (await readFile(mark, 'utf8')).trim() : '';
+      for (const name of this.#files().filter((name) => name > last && name !== this.#current)) {
+        await tell(await digest(join(this.#dir, name), name.slice(0, -6)));
+        await writeFile(mark, `${name}\n`, { mode: 0o600 });
       }
-    });
+    } catch (error) {
+      this.#log.warn({ error: String(error) }, 'a file of the event journal could not be entered in the ledger; it is tried again');
+    }
   }
 
   #tell(listener: (event: Event) => void, event: Event): void {

@@ -28,7 +28,7 @@ export class Hits {
 
   /** True when it was a click of ours and has been answered. */
   click(token: string, request: IncomingMessage, response: ServerResponse): boolean {
-    const touch = touchOf(this.#options, 'click', token);
+    const touch = touchOf(this.#options, 'click', token, request.headers.host);
     const target = touch?.claim.target;
     if (touch === undefined || target === undefined || !mayRedirectTo(target)) {
       this.#count('click', 'invalid');
@@ -46,7 +46,7 @@ export class Hits {
     response.end(request.method === 'HEAD' ? undefined : GIF);
     // The answer has gone before the token is looked at: its time tells nothing either.
     setImmediate(() => {
-      const touch = touchOf(this.#options, 'open', token);
+      const touch = touchOf(this.#options, 'open', token, request.headers.host);
       if (touch === undefined) this.#count('open', 'invalid');
       else this.#later(touch, request, 'open');
     });

@@ -25,10 +25,32 @@ export interface Touch {
   readonly claim: Claim;
 }
 
-/** The touch of this kind that a token stands for; undefined for anything else. */
-export function touchOf(options: PagesOptions, kind: Claim['kind'], token: string): Touch | undefined {
+/** The touch of this kind that a token stands for; undefined for anything else, such as one tenant's token under another's host. */
+export function touchOf(options: PagesOptions, kind: Claim['kind'], token: string, host: string | undefined): Touch | undefined {
   const touch = openToken(options.keyring, token);
-  return touch?.claim.kind === kind ? touch : undefined;
+  if (touch?.claim.kind !== kind) return undefined;
+  // A host nobody has is let pass: a tenant's old mail still leads to the address it had.
+  const owners = hostsOf(options.settings()).get(host?.toLowerCase() ?? '');
+  return owners === undefined || owners.has(touch.tenant) ? touch : undefined;
+}
+
+const HOSTS = new WeakMap<Settings, ReadonlyMap<string, ReadonlySet<string>>>();
+
+/** Whose pages stand under which host; one table for each snapshot. */
+function hostsOf(settings: Settings): ReadonlyMap<string, ReadonlySet<string>> {
+  let hosts = HOSTS.get(settings);
+  if (hosts === undefined) {
+    const made = new Map<string, Set<string>>();
+    for (const { id, domains } of settings.tenants.values()) {
+      for (const { pages } of domains) {
+        const { host } = new URL(pages);
+        made.set(host, (made.get(host) ?? new Set()).add(id));
+      }
+    }
+    hosts = made;
+    HOSTS.set(settings, hosts);
+  }
+  return hosts;
 }
 
 /** What may be learned from this touch now; NO_TRACKING for a person who may not be mailed. @throws MailError E_STORE */

@@ -21,7 +21,7 @@ export const PAGE_HEADERS = {
 
 /** Answers GET, HEAD and POST of /u/TOKEN. */
 export async function answerUnsubscribe(options: PagesOptions, token: string, request: IncomingMessage, response: ServerResponse): Promise<void> {
-  const touch = touchOf(options, 'unsubscribe', token);
+  const touch = touchOf(options, 'unsubscribe', token, request.headers.host);
   const count = (result: string): void => options.metrics.hits.inc({ page: 'unsubscribe', result });
   if (request.method !== 'POST') {
     count(touch === undefined ? 'invalid' : 'shown');
