@@ -209,18 +209,21 @@ export function decodeConsent(octets: Buffer, purpose: string, key: Buffer, secr
   }
   const expiresAt = clear.readUIntBE(53, 6);
   const bits = clear[2] ?? 0;
-  const jurisdiction = clear.toString('utf8', 61 + basisOctets);
-  return {
-    slot, leaf,
-    record: {
-      id: String(clear.readUIntBE(35, 6)), purpose, state, legalBasis: clear.toString('utf8', 60, 60 + basisOctets), policyHash: clear.toString('hex', 3, 35),
-      givenAt: clear.readUIntBE(41, 6), changedAt: clear.readUIntBE(47, 6), tracking: { opens, clicks },
-      ...(expiresAt === 0 ? undefined : { expiresAt }),
-      ...(bits === 0 ? undefined : { facts: BASIS_FACTS.filter((_, i) => (bits & (1 << i)) !== 0) }),
-      ...(jurisdiction === '' ? undefined : { jurisdiction }),
-    },
+  const record: { -readonly [Key in keyof ConsentRecord]: ConsentRecord[Key] } = {
+    id: String(clear.readUIntBE(35, 6)), purpose, state, legalBasis: clear.toString('utf8', 60, 60 + basisOctets), policyHash: clear.toString('hex', 3, 35),
+    givenAt: clear.readUIntBE(41, 6), changedAt: clear.readUIntBE(47, 6), tracking: TRACKING[clear[1] ?? 255] ?? { opens, clicks },
   };
+  if (expiresAt !== 0) record.expiresAt = expiresAt;
+  if (bits !== 0) record.facts = BASIS_FACTS.filter((_, i) => (bits & (1 << i)) !== 0);
+  if (clear.length > 61 + basisOctets) record.jurisdiction = clear.toString('utf8', 61 + basisOctets);
+  return { slot, leaf, record };
 }
+
+// Of the few there are, one object each: a decision makes none.
+const TRACKING: readonly Tracking[] = OPEN_MODES.reduce<Tracking[]>((table, opens, i) => {
+  for (const [j, clicks] of CLICK_MODES.entries()) table[i * 16 + j] = Object.freeze({ opens, clicks });
+  return table;
+}, []);
 
 /** All suppressions of one hash, in one value: two reads tell everything about a person. */
 export function encodeSuppressions(list: readonly Suppression[]): Buffer {

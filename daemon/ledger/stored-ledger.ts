@@ -78,17 +78,17 @@ class StoredLedger implements Ledger {
   hashes(tenant: string, address: Address): AddressHashes {
     let hasher = this.#hashers.get(tenant);
     if (hasher === undefined) {
-      hasher = new AddressHash(this.#keyring.tenant(tenant).address);
+      hasher = new AddressHash(this.#keyring.tenant(tenant).address, `address/${CANON_VERSION}`);
       this.#hashers.set(tenant, hasher);
     }
     const keys = addressKeys(address);
-    // A consent's hash and a suppression's of equal texts differ: the suppression that outlives an
-    // erasure must not name the row that went. Family and address share a label: one look-up finds both.
-    const suppression = hasher.of(`address/${CANON_VERSION}/suppression\0${keys.suppression}`);
+    // Most addresses have one text for all three; its digest has a half for each use.
+    const narrow = hasher.of(keys.consent);
+    const { suppression } = keys.suppression === keys.consent ? narrow : hasher.of(keys.suppression);
     return {
-      consent: hasher.of(`address/${CANON_VERSION}/consent\0${keys.consent}`),
+      consent: narrow.consent,
       suppression,
-      family: keys.family === keys.suppression ? suppression : hasher.of(`address/${CANON_VERSION}/suppression\0${keys.family}`),
+      family: keys.family === keys.suppression ? suppression : hasher.of(keys.family).suppression,
     };
   }
 
@@ -100,11 +100,9 @@ class StoredLedger implements Ledger {
       suspension = (await this.suspension(tenant)) ?? 'none';
       this.#suspended.set(tenant, suspension);
     }
-    const [consent, own, family] = await this.#store.getMany([
-      consentKey(tenant, hashes, purpose),
-      rowKey(TABLE.suppressed, tenant, hashes.suppression),
-      ...(wide ? [rowKey(TABLE.suppressed, tenant, hashes.family)] : []),
-    ]);
+    const keys = [consentKey(tenant, hashes, purpose), rowKey(TABLE.suppressed, tenant, hashes.suppression)];
+    if (wide) keys.push(rowKey(TABLE.suppressed, tenant, hashes.family));
+    const [consent, own, family] = await this.#store.getMany(keys);
     const found: { consent?: ConsentRecord; suppressions: readonly Suppression[]; suspension?: Suspension; unpublished?: ReadonlySet<string> } = { suppressions: NONE };
     const unpublished = this.unpublished(tenant);
     if (unpublished.size > 0) found.unpublished = unpublished;

@@ -4,6 +4,7 @@
 // cipher with a key of its own for each person costs ten times as much per call in Node. A key stream is
 // never used twice: each write of a row takes a new leaf number, and the two classes have their own keys.
 import { hash } from 'node:crypto';
+import type { OctetWriter } from './address-hash.ts';
 
 const KEY_OCTETS = 32;
 export const SECRET_OCTETS = 16;
@@ -20,8 +21,13 @@ export function keyStream(key: Buffer, secret: Buffer, leaf: number, length: num
   return hash('shake256', seed, { outputEncoding: 'binary', outputLength: length });
 }
 
+// The key stream as octets, for the loop below; longer texts than a row are rare and made room for.
+let scratch = Buffer.alloc(4_096) as OctetWriter;
+
 /** XORs `octets` in place with the key stream from `skip` on; veiling twice gives back what was. */
 export function veil(octets: Buffer, stream: string, skip = 0): Buffer {
-  for (let i = 0; i < octets.length; i++) octets[i] = (octets[i] ?? 0) ^ stream.charCodeAt(skip + i);
+  if (stream.length > scratch.length) scratch = Buffer.alloc(stream.length) as OctetWriter;
+  scratch.latin1Write(stream, 0);
+  for (let i = 0; i < octets.length; i++) octets[i] = (octets[i] ?? 0) ^ (scratch[skip + i] ?? 0);
   return octets;
 }

@@ -1,12 +1,13 @@
 // The ledger on a real LMDB environment: what is recorded, what is kept, isolation, imports, and that
 // a store which cannot answer says so.
 import { spawnSync } from 'node:child_process';
-import { createHash, createSecretKey, randomBytes } from 'node:crypto';
+import { createHash, createHmac, createSecretKey, randomBytes } from 'node:crypto';
 import { mkdtempSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { importConsents, importSuppressions, openLedger, type ConsentEntry, type Ledger } from '../../daemon/ledger/index.ts';
+import { AddressHash } from '../../daemon/ledger/address-hash.ts';
 import { parseAddress, type AddressHashes } from '../../daemon/mail/index.ts';
 import { openKeyring, type Clock } from '../../daemon/runtime/index.ts';
 import type { Tenant } from '../../daemon/settings/index.ts';
@@ -220,4 +221,15 @@ t.test('a full disk: the writer is told, what stood there stands, and the reject
   const run = spawnSync('sh', ['-c', 'ulimit -f 600; exec "$0" --disable-warning=ExperimentalWarning --input-type=module -e "$1" "$2"', process.execPath, script, dir], { encoding: 'utf8' });
   t.match(run.stdout, /RESULT E_STORE 200 undefined/, run.stderr.slice(0, 500));
   t.equal(isLmdbCommitError(Object.assign(new Error('ENOSPC: no space'), { code: 'ENOSPC' })), false, 'an error of Node\'s is not one of these');
+});
+
+t.test('the address hash is HMAC-SHA-256, cut in two', async (t) => {
+  const key = createSecretKey(randomBytes(32));
+  const hasher = new AddressHash(key, 'address/1');
+  for (const text of ['', 'a@x.example', 'ö'.repeat(100), 'x'.repeat(320), '\u{1F600}@x.example']) {
+    const expected = createHmac('sha256', key).update(`address/1\0${text}`).digest();
+    const { consent, suppression } = hasher.of(text);
+    t.ok(Buffer.concat([consent, suppression]).equals(expected), `${text.length} characters`);
+  }
+  t.throws(() => hasher.of('ö'.repeat(300)), RangeError);
 });
