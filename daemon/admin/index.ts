@@ -3,3 +3,4 @@ export { openObserve, type ObserveOptions } from './observe.ts';
 export { show, table } from './show.ts';
 export { operationsOf, type Desk } from './operations.ts';
 export { watchPolicies } from './policy-watch.ts';
+export { openApi, type ApiOptions } from './api/server.ts';

@@ -19,6 +19,7 @@ export class Metrics {
   readonly links = this.#counter('postern_links_rewritten_total', 'Links rewritten in delivered copies', []);
   readonly untouched = this.#counter('postern_parts_untouched_total', 'Text parts left as they came, by reason', ['why']);
   readonly hits = this.#counter('postern_page_hits_total', 'What recipients touched', ['page', 'result']);
+  readonly apiRequests = this.#counter('postern_api_requests_total', 'Requests of the tenants\' API, by route and status', ['route', 'status']);
   readonly reloadOk = this.#gauge('postern_config_last_reload_successful', '1 when the tree on disk is the one in force', []);
   readonly reloadAt = this.#gauge('postern_config_last_reload_success_timestamp_seconds', 'When the tree in force was loaded', []);
   readonly bugs = this.#counter('postern_bugs_total', 'Unexpected exceptions, by room; alert on any', ['room']);
