@@ -1,14 +1,14 @@
 // Consents: record, withdraw, look up, and ask what the gate would decide. Callers may rely on: a request
 // of the wrong shape changes nothing; in one of the right shape each item is answered for itself, in its
-// place, and what is recorded is recorded in one durable transaction. A withdrawal is never refused for
-// what it names.
+// place, and what is said to be recorded is durable; after a failure the whole may be sent again, for what
+// is on record already changes nothing. A withdrawal is never refused for what it names.
 import { z } from 'zod';
 import { judgeRecipient } from '../../gate/index.ts';
 import type { ConsentEntry, ConsentStatement } from '../../ledger/index.ts';
 import { NO_TRACKING, isMailError, parseAddress, type Instant } from '../../mail/index.ts';
 import type { Settings, Tenant } from '../../settings/index.ts';
 import { Problem } from './problem.ts';
-import { record, route, type ApiDesk, type Route } from './route.ts';
+import { inSlices, record, route, type ApiDesk, type Route } from './route.ts';
 import { ITEMS, addressText, at, basisFacts, consentState, evidenceId, hash, iso, legalBasis, person, text, time, tracking } from './shapes.ts';
 
 const consent = z.strictObject({
@@ -38,10 +38,11 @@ const give = route({
   summary: 'Records consents, requests still to be confirmed, and refusals. `kept`: what is on record says more, or is newer.',
   body: z.strictObject({ consents: z.array(consent).min(1).max(ITEMS) }),
   answer: z.strictObject({ results: z.array(consentResult) }),
+  items: ({ consents }) => consents.length,
   async run(desk, call) {
     const read = call.body.consents.map((one) => entryOf(desk, call.tenant, one, call.by));
     const entries = read.filter((one) => typeof one !== 'string');
-    const given = await desk.ledger.giveAll(call.tenant.id, entries);
+    const given = await inSlices(entries, (slice) => desk.ledger.giveAll(call.tenant.id, slice));
     let next = 0;
     const results = read.map((one): ConsentAnswer => {
       if (typeof one === 'string') return { result: 'refused', reason: one };

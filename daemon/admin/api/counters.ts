@@ -1,5 +1,5 @@
-// Counts per key in windows of fixed length: requests of a token, wrong tokens of an address. In any
-// window's length at most twice the limit passes, at the edge of two windows. Keys are bounded: past
+// Counts per key in windows of fixed length: requests of a token, wrong tokens of an address. At the
+// edge of two windows up to twice the limit passes within one window's length. Keys are bounded: past
 // `remembered` the oldest is forgotten.
 
 /** How a key stands. */
@@ -25,15 +25,15 @@ export class Counters {
     return { used: entry.used, resetMs: entry.since + this.#windowMs - now };
   }
 
-  add(key: string, now: number): Count {
+  add(key: string, now: number, units = 1): Count {
     const { used, resetMs } = this.look(key, now);
     // Set anew, so that a key's place in the map is that of its last use.
     this.#counts.delete(key);
-    this.#counts.set(key, { used: used + 1, since: now + resetMs - this.#windowMs });
+    this.#counts.set(key, { used: used + units, since: now + resetMs - this.#windowMs });
     if (this.#counts.size > this.#remembered) for (const oldest of this.#counts.keys()) {
       this.#counts.delete(oldest);
       break;
     }
-    return { used: used + 1, resetMs };
+    return { used: used + units, resetMs };
   }
 }

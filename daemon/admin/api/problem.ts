@@ -18,7 +18,7 @@ export const PROBLEMS = {
   'media-type': { status: 415, title: 'Not JSON', detail: 'send Content-Type: application/json' },
   'key-busy': { status: 409, title: 'Still under way', detail: 'the first request with this Idempotency-Key has not been answered yet' },
   'key-reused': { status: 422, title: 'Idempotency-Key used before', detail: 'this Idempotency-Key came with another request' },
-  unavailable: { status: 503, title: 'Cannot tell now', detail: 'the store does not answer; nothing was changed or told' },
+  unavailable: { status: 503, title: 'Cannot tell now', detail: 'the store does not answer; ask again later, what was recorded already is kept' },
   unexpected: { status: 500, title: 'Unexpected failure', detail: 'the operator finds it in the log' },
 } as const;
 export type ProblemCode = keyof typeof PROBLEMS;

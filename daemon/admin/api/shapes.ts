@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { BASIS_FACTS, CLICK_MODES, LEGAL_BASES, OPEN_MODES, isMailError, parseAddress, type Address, type Instant } from '../../mail/index.ts';
 import { CONSENT_STATES, SUPPRESSION_CAUSES, parseScope, type Suppression } from '../../ledger/index.ts';
 
-/** Items of one request: one durable transaction of about 10 ms, which mail in flight does not notice. */
+/** Items of one request: some 60 ms of work, in slices. */
 export const ITEMS = 1_000;
 
 // 254 characters is the longest address there is (RFC 5321 §4.5.3.1.3).

@@ -6,7 +6,7 @@ import type { ListedSuppression, Suppression, SuppressionEntry } from '../../led
 import type { AddressHashes } from '../../mail/index.ts';
 import type { Tenant } from '../../settings/index.ts';
 import { hashesOf } from './consents.ts';
-import { record, route, type ApiDesk, type Route } from './route.ts';
+import { inSlices, record, route, type ApiDesk, type Route } from './route.ts';
 import { ITEMS, addressText, person, scope, showSuppression, shownSuppression, time } from './shapes.ts';
 
 const suppression = z.strictObject({
@@ -22,12 +22,13 @@ const add = route({
   summary: 'Records suppressions. Mail that waits for these people is not sent.',
   body: z.strictObject({ suppressions: z.array(suppression).min(1).max(ITEMS) }),
   answer: z.strictObject({ results: z.array(z.strictObject({ result: z.enum(['recorded', 'refused']), suppression: shownSuppression.optional(), reason: z.string().optional() })) }),
+  items: ({ suppressions }) => suppressions.length,
   async run(desk, call) {
     const read = call.body.suppressions.map((one): SuppressionEntry | string => {
       const hashes = hashesOf(desk, call.tenant, one.address);
       return typeof hashes === 'string' ? hashes : { hashes, scope: one.scope, cause: one.cause, by: call.by, ...(one.until !== undefined && { until: one.until }) };
     });
-    const made = await desk.ledger.suppressAll(call.tenant.id, read.filter((one) => typeof one !== 'string'));
+    const made = await inSlices(read.filter((one) => typeof one !== 'string'), (slice) => desk.ledger.suppressAll(call.tenant.id, slice));
     let next = 0;
     const results = read.map((one) => {
       if (typeof one === 'string') return { result: 'refused' as const, reason: one };
