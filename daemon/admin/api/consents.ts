@@ -1,7 +1,7 @@
 // Consents: record, withdraw, look up, and ask what the gate would decide. Callers may rely on: a request
 // of the wrong shape changes nothing; in one of the right shape each item is answered for itself, in its
-// place, and what is said to be recorded is durable; after a failure the whole may be sent again, for what
-// is on record already changes nothing. A withdrawal is never refused for what it names.
+// place, and what is said to be recorded is durable; after a failure the whole may be sent again, for the
+// same said twice decides what it did once. A withdrawal is never refused for what it names.
 import { z } from 'zod';
 import { judgeRecipient } from '../../gate/index.ts';
 import type { ConsentEntry, ConsentStatement } from '../../ledger/index.ts';

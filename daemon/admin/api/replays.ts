@@ -1,8 +1,9 @@
 // Answers kept for the client that asks again because the first answer never reached it
 // (draft-ietf-httpapi-idempotency-key-header). Callers may rely on: within 24 hours one key is carried out
 // once, and a key with another request is refused; what failed on our side is not kept and may be tried
-// again. Kept in memory: a restart forgets, which harms nothing, for whatever the API records it records
-// once however often it is told. One tenant's keys never push out another's.
+// again. Kept in memory: a restart forgets, and then the same said twice is two leaves of the log, which
+// decide what one does; an old yes told again never undoes a later no. One tenant's keys never push out
+// another's.
 import type { Clock } from '../../runtime/index.ts';
 
 /** An answer as it goes out. */
