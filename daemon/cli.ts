@@ -155,6 +155,8 @@ command(group('dns', 'DNS records'), 'records', 'print everything the sending do
 const person = (parent: Command, name: string, about: string): Command =>
   command(parent, name, about).requiredOption('--tenant <id>').requiredOption('--rcpt <address>', 'the person');
 
+const STEP_WORD: Readonly<Record<string, string>> = { passed: 'does not apply', decided: 'decides', shadowed: 'only tried out' };
+
 command(root, 'explain', 'say whether a recipient may be mailed on a stream, and why')
   .requiredOption('--tenant <id>').requiredOption('--stream <id>').requiredOption('--rcpt <address>')
   .option('--message <file>', 'judge this message too')
@@ -163,7 +165,7 @@ command(root, 'explain', 'say whether a recipient may be mailed on a stream, and
     const result = await ask(options, 'explain', { ...options, message }) as { recipient: { answer: string; steps?: { rule: string; result: string; says: string }[] } };
     const { steps = [], ...verdict } = result.recipient;
     print(options, result, () => show({
-      ...result, recipient: verdict, steps: steps.map(({ rule, result: came, says }) => ({ rule, '': came === 'passed' ? 'does not apply' : 'decides', says })),
+      ...result, recipient: verdict, steps: steps.map(({ rule, result: came, says }) => ({ rule, '': STEP_WORD[came] ?? came, says })),
     }));
     process.exitCode = result.recipient.answer === 'yes' ? 0 : 1;
   }));

@@ -1,0 +1,40 @@
+// What the operator's operations work on, and what they all leave behind: an event in the journal, and for
+// acts the ledger does not log of its own accord a leaf in the tenant's log. No leaf of that kind ever
+// names a person: it outlives everybody's erasure.
+import { newEvent, type EventKind, type Journal } from '../events/index.ts';
+import type { Ledger } from '../ledger/index.ts';
+import type { AddressHashes } from '../mail/index.ts';
+import type { Clock } from '../runtime/index.ts';
+import type { LaneView } from '../schedule/index.ts';
+import type { Settings, Tenant } from '../settings/index.ts';
+import type { Spool } from '../spool/index.ts';
+
+/** What the operations work on; main.ts or the CLI opens it. */
+export interface Desk {
+  readonly settings: () => Settings;
+  readonly ledger: Ledger;
+  readonly spool: Spool;
+  readonly journal: Journal;
+  readonly clock: Clock;
+  /** Ends a tenant's open sessions. */
+  readonly expel: (tenant: string) => void;
+  /** Empty when no daemon runs. */
+  readonly lanes: () => readonly LaneView[];
+}
+
+/** Records an event of the operator's. */
+export function record(desk: Desk, kind: EventKind, tenant: Tenant, hashes: AddressHashes | undefined, reason: string, evidence?: string): void {
+  desk.journal.record(newEvent(kind, desk.clock, {
+    tenant: tenant.id, reason, by: 'cli', ...(hashes && { person: pseudonymOf(hashes) }), ...(evidence !== undefined && { evidence }),
+  }));
+}
+
+/** Puts an act into the tenant's log. */
+export async function noteAct(desk: Desk, tenant: string, act: string, fields: Readonly<Record<string, unknown>> = {}): Promise<void> {
+  await desk.ledger.note(tenant, 'admin', 'cli', { act, ...fields });
+}
+
+/** How events call a person: the first 12 hex digits of the consent hash. */
+export function pseudonymOf({ consent }: AddressHashes): string {
+  return consent.toString('hex', 0, 6);
+}

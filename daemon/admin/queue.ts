@@ -1,0 +1,78 @@
+// The operator's hand on the queue, and what the journal tells of a message. A change to the queue says
+// what it is for; everything at once has to be asked for by name. What was asked for is an event and, for
+// each tenant it met, a leaf of its log: how many recipients, never whose nor which domain.
+import { newEvent, type Event, type EventKind } from '../events/index.ts';
+import type { AddressHashes } from '../mail/index.ts';
+import type { QueueFilter } from '../spool/index.ts';
+import type { Operation } from './control.ts';
+import { noteAct, type Desk } from './desk.ts';
+import { limitOf, messageId, text, wrong, type Params } from './params.ts';
+
+export function queueOperations(desk: Desk): Readonly<Record<string, Operation>> {
+  return {
+    'queue.list': async (params) => {
+      const rows = desk.spool.list({ ...filterOf(desk, params), limit: limitOf(params), ...(typeof params['after'] === 'string' && { after: params['after'] }) });
+      return { counts: desk.spool.counts(), rows: rows.map(({ recipient, ...row }) => ({ ...row, ...visible(recipient) })), lanes: desk.lanes() };
+    },
+    'queue.show': async (params) => {
+      const shown = desk.spool.show(messageId(params));
+      if (shown === undefined) throw wrong('no such message waits; `postern trace ID` tells what became of it');
+      return { meta: shown.meta, recipients: shown.recipients.map((row) => visible(row)) };
+    },
+    'queue.retry': async (params) => ({ changed: await desk.spool.retry(someFilter(desk, params)) }),
+    'queue.hold': (params) => changeQueue(desk, params, 'held', (filter) => desk.spool.hold(filter)),
+    'queue.release': (params) => changeQueue(desk, params, 'released', (filter) => desk.spool.release(filter)),
+    'queue.drop': (params) => changeQueue(desk, params, 'dropped', (filter) => desk.spool.drop(filter)),
+    trace: async (params) => {
+      const events: Event[] = [];
+      for await (const event of desk.journal.trace(messageId(params))) events.push(event);
+      return { events };
+    },
+  };
+}
+
+type Change = (filter: QueueFilter) => Promise<number>;
+
+async function changeQueue(desk: Desk, params: Params, kind: EventKind, change: Change): Promise<unknown> {
+  const filter = someFilter(desk, params);
+  const act = `queue-${kind}`;
+  const owner = filter.tenant ?? (filter.id === undefined ? undefined : desk.spool.tenantOf(filter.id));
+  const changed = owner === undefined ? await changeEach(desk, filter, act, change) : await change(filter);
+  if (owner !== undefined && changed > 0 && desk.settings().tenants.has(owner)) await noteAct(desk, owner, act, { recipients: changed });
+  desk.journal.record(newEvent(kind, desk.clock, {
+    by: 'cli', recipients: changed, ...(filter.id !== undefined && { message_id: filter.id }), ...(filter.tenant !== undefined && { tenant: filter.tenant }),
+  }));
+  return { changed };
+}
+
+/** Several tenants at once: each is told its own number. */
+async function changeEach(desk: Desk, filter: QueueFilter, act: string, change: Change): Promise<number> {
+  let changed = 0;
+  for (const tenant of desk.settings().tenants.keys()) {
+    const own = await change({ ...filter, tenant });
+    if (own > 0) await noteAct(desk, tenant, act, { recipients: own });
+    changed += own;
+  }
+  // Mail of tenants who have left the configuration; their logs rest.
+  return changed + await change(filter);
+}
+
+function filterOf(desk: Desk, params: Params): QueueFilter {
+  const [tenant, domain] = [text(params, 'tenant'), text(params, 'domain').toLowerCase()];
+  // Mail of a tenant who has left the configuration can be seen to; a name nobody has is a slip. Asked for
+  // with a domain it would be given keys.
+  if (tenant !== '' && !desk.settings().tenants.has(tenant) && (domain !== '' || desk.spool.list({ tenant, limit: 1 }).length === 0)) {
+    throw wrong(`no tenant ${JSON.stringify(tenant)}; there are: ${[...desk.settings().tenants.keys()].join(', ')}`);
+  }
+  return { ...(text(params, 'id') !== '' && { id: messageId(params) }), ...(tenant !== '' && { tenant }), ...(domain !== '' && { domain }) };
+}
+
+function someFilter(desk: Desk, params: Params): QueueFilter {
+  const filter = filterOf(desk, params);
+  if (Object.keys(filter).length === 0 && params['all'] !== true) throw wrong('say which: a message id, --tenant, --domain, or --all');
+  return filter;
+}
+
+function visible<T extends { readonly hashes: AddressHashes }>({ hashes, ...row }: T): Omit<T, 'hashes'> & { person: string } {
+  return { ...row, person: hashes.consent.toString('hex', 0, 6) };
+}
