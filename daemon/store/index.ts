@@ -1,2 +1,2 @@
 export { openLmdb, isLmdbCommitError, type LmdbOptions } from './lmdb.ts';
-export { openLedgerStore, type LedgerStore, type StoreEntry, type StorePart, type StoreWrite } from './ledger-store.ts';
+export { openLedgerStore, type LedgerStore, type StoreEntry, type StorePart, type StoreSnapshot, type StoreWrite } from './ledger-store.ts';

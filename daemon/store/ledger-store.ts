@@ -4,7 +4,7 @@
 // begun after it resolved sees it. A store that cannot answer throws MailError E_STORE; it never
 // pretends that a record is absent.
 import { join } from 'node:path';
-import type { Database, RootDatabase } from 'lmdb';
+import type { Database, RootDatabase, Transaction } from 'lmdb';
 import { MailError } from '../mail/index.ts';
 import { openLmdb } from './lmdb.ts';
 
@@ -28,6 +28,8 @@ export interface LedgerStore {
   getMany(keys: readonly Buffer[], part?: StorePart): Promise<readonly (Buffer | undefined)[]>;
   /** Every record whose key begins with `prefix`, in key order, from `start` on where given; what changes meanwhile may or may not show. */
   scan(prefix: Buffer, part?: StorePart, start?: Buffer): AsyncIterable<StoreEntry>;
+  /** What stands now, for as long as it is held: an export must not mix two moments. Pages freed meanwhile are not used again, so it is closed soon. */
+  snapshot(): StoreSnapshot;
   /**
    * Reads `keys` of the state, asks `decide` what to write, and writes it, atomically and durably.
    * `decide` must be pure and quick, may be asked again, and nothing is written when it throws.
@@ -36,6 +38,12 @@ export interface LedgerStore {
   /** Octets the records of a part take on disk, its tree's pages included. */
   size(part: StorePart): { readonly records: number; readonly bytes: number };
   close(): Promise<void>;
+}
+
+export interface StoreSnapshot {
+  /** Every record of that moment whose key begins with `prefix`, in key order. @throws MailError E_STORE */
+  scan(prefix: Buffer, part?: StorePart): AsyncIterable<StoreEntry>;
+  close(): void;
 }
 
 /** Opens (or makes) the ledger's environment in `<dir>/ledger`. @throws MailError E_STORE */
@@ -70,10 +78,32 @@ class LmdbLedgerStore implements LedgerStore {
     }
   }
 
-  async *scan(prefix: Buffer, part: StorePart = 'state', from: Buffer = prefix): AsyncGenerator<StoreEntry> {
+  scan(prefix: Buffer, part: StorePart = 'state', from: Buffer = prefix): AsyncGenerator<StoreEntry> {
+    return this.#pages(prefix, part, from);
+  }
+
+  snapshot(): StoreSnapshot {
+    let held: Transaction | undefined;
+    try {
+      this.#mustBeOpen();
+      held = this.#root.useReadTransaction();
+    } catch (cause) {
+      throw storeError('read', cause);
+    }
+    const transaction = held;
+    return {
+      scan: (prefix, part = 'state') => this.#pages(prefix, part, prefix, transaction),
+      close() {
+        held?.done();
+        held = undefined;
+      },
+    };
+  }
+
+  async *#pages(prefix: Buffer, part: StorePart, from: Buffer, transaction?: Transaction): AsyncGenerator<StoreEntry> {
     let start = from;
     for (;;) {
-      const page = this.#page(start, prefix, part);
+      const page = this.#page(start, prefix, part, transaction);
       yield* page;
       const last = page.at(-1);
       if (page.length < SCAN_PAGE || last === undefined) return;
@@ -84,11 +114,11 @@ class LmdbLedgerStore implements LedgerStore {
     }
   }
 
-  #page(start: Buffer, prefix: Buffer, part: StorePart): StoreEntry[] {
+  #page(start: Buffer, prefix: Buffer, part: StorePart, transaction?: Transaction): StoreEntry[] {
     try {
       this.#mustBeOpen();
       const page: StoreEntry[] = [];
-      for (const { key, value } of this.#parts[part].getRange({ start, limit: SCAN_PAGE })) {
+      for (const { key, value } of this.#parts[part].getRange({ start, limit: SCAN_PAGE, ...(transaction !== undefined && { transaction }) })) {
         // Copies: the octets LMDB hands out are valid only until the next read.
         const copied = Buffer.from(key);
         if (!copied.subarray(0, prefix.length).equals(prefix)) break;
