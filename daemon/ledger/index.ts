@@ -8,3 +8,6 @@ export {
 } from './records.ts';
 export { importConsents, importSuppressions, type ImportOptions, type ImportResult } from './import.ts';
 export type { RowError } from './rows.ts';
+export type { Deleted, TenantTransfers } from './transfer.ts';
+export type { Imported } from './transfer-in.ts';
+export { linesOf, openSealed, sealLines, isSealed } from './transfer-seal.ts';

@@ -56,9 +56,53 @@ export interface Verified {
 const HEAD_OCTETS = 39;
 const COMMITMENT_AT = 7;
 const VERSION = 1;
+// Classes: 0 about no person, 1 about one, and a row whose payload was removed with its tenant.
+const EMPTIED = 2;
 export const SALT_OCTETS = 16;
 /** Entries that are about no person, and suppressions, which outlive erasure: under the tenant's key alone. */
 const NO_PERSON = Buffer.alloc(SECRET_OCTETS, 0xff);
+
+/** A row of the log; the same whenever it is made of the same. `key` is the tenant's evidence key. */
+export function encodeEntry(key: Buffer, leaf: number, payload: string, person?: { readonly slot: number; readonly evidence: Buffer }): Buffer {
+  const octets = Buffer.byteLength(payload);
+  const stream = keyStream(key, person?.evidence ?? NO_PERSON, leaf, SALT_OCTETS + octets);
+  const salted = Buffer.allocUnsafe(SALT_OCTETS + octets);
+  salted.write(stream, 0, SALT_OCTETS, 'binary');
+  salted.write(payload, SALT_OCTETS);
+  const value = Buffer.allocUnsafe(HEAD_OCTETS + octets);
+  value[0] = VERSION;
+  value[1] = person === undefined ? 0 : 1;
+  value.writeUIntBE(person?.slot ?? 0, 2, 5);
+  value.write(hash('sha256', salted, 'binary'), COMMITMENT_AT, 'binary');
+  value.set(veil(salted.subarray(SALT_OCTETS), stream, SALT_OCTETS), HEAD_OCTETS);
+  return value;
+}
+
+/** A row whose payload can no longer be opened, as it stood. */
+export function encodeVeiled(slot: number, commitment: Buffer, veiled: Buffer): Buffer {
+  const head = Buffer.alloc(COMMITMENT_AT);
+  head[0] = VERSION;
+  head[1] = 1;
+  head.writeUIntBE(slot, 2, 5);
+  return Buffer.concat([head, commitment, veiled]);
+}
+
+/** 32 octets of a row of the log. */
+export function commitmentOf(row: Buffer): Buffer {
+  return row.subarray(COMMITMENT_AT, HEAD_OCTETS);
+}
+
+/** What is left of a row when its tenant is deleted: the commitment alone. */
+export function emptied(row: Buffer): Buffer {
+  const rest = Buffer.concat([Buffer.of(VERSION, EMPTIED), Buffer.alloc(5), commitmentOf(row)]);
+  if (rest.length !== HEAD_OCTETS) throw new MailError('E_STORE', 'a row of a log is cut short');
+  return rest;
+}
+
+/** What our checkpoints of a tenant's log are called. */
+export function originOf(hostname: string, tenant: string): string {
+  return `${hostname}/ledger/${tenantOctets(tenant).toString('hex')}`;
+}
 
 /** Appends to one tenant's log inside one transaction. */
 export class LogWriter {
@@ -82,19 +126,9 @@ export class LogWriter {
   /** Appends one entry; about a person, it is veiled under that person's evidence secret. @returns its leaf number */
   append(payload: string, person?: { readonly slot: number; readonly evidence: Buffer }): number {
     const leaf = this.next;
-    const octets = Buffer.byteLength(payload);
-    const stream = keyStream(this.#key, person?.evidence ?? NO_PERSON, leaf, SALT_OCTETS + octets);
-    const salted = Buffer.allocUnsafe(SALT_OCTETS + octets);
-    salted.write(stream, 0, SALT_OCTETS, 'binary');
-    salted.write(payload, SALT_OCTETS);
-    const value = Buffer.allocUnsafe(HEAD_OCTETS + octets);
-    value[0] = VERSION;
-    value[1] = person === undefined ? 0 : 1;
-    value.writeUIntBE(person?.slot ?? 0, 2, 5);
-    value.write(hash('sha256', salted, 'binary'), COMMITMENT_AT, 'binary');
-    value.set(veil(salted.subarray(SALT_OCTETS), stream, SALT_OCTETS), HEAD_OCTETS);
+    const value = encodeEntry(this.#key, leaf, payload, person);
     this.#writes.push({ part: 'log', key: entryKey(this.#tenant, leaf), value });
-    this.#range.append(leafHash(value.subarray(COMMITMENT_AT, HEAD_OCTETS)), (level, index, subtree) => {
+    this.#range.append(leafHash(commitmentOf(value)), (level, index, subtree) => {
       this.#writes.push({ part: 'log', key: subtreeKey(this.#tenant, level, index), value: subtree });
     });
     return leaf;
@@ -186,6 +220,12 @@ export class TenantLogs {
     return found;
   }
 
+  /** The tenant's keys are others now, or gone. */
+  forget(tenant: string): void {
+    this.#signers.delete(tenant);
+    this.#changed.delete(tenant);
+  }
+
   /** The C2SP verifier key a tenant publishes so that anybody can check its receipts. */
   verifierKey(tenant: string): string {
     const { origin, publicKey } = this.#signer(tenant);
@@ -194,7 +234,7 @@ export class TenantLogs {
 
   async entry(tenant: string, leaf: number): Promise<LogEntry | undefined> {
     const [value] = await this.#parts.store.getMany([entryKey(tenant, leaf)], 'log');
-    return value === undefined ? undefined : this.#open(tenant, leaf, value);
+    return value === undefined ? undefined : this.open(tenant, leaf, value);
   }
 
   /** undefined where there is no such leaf, or its key was destroyed. */
@@ -252,7 +292,7 @@ export class TenantLogs {
       const leaf = key.readUIntBE(key.length - 6, 6);
       if (leaf !== range.size) return bad(range.size, `leaf ${range.size} is missing`);
       if (leaf >= head.size) return bad(leaf, `leaf ${leaf} stands behind the end of the log`);
-      const entry = this.#open(tenant, leaf, value);
+      const entry = this.open(tenant, leaf, value);
       if (entry === undefined) return bad(leaf, `leaf ${leaf} is damaged`);
       if (entry.payload === undefined) erased++;
       else opened++;
@@ -270,10 +310,11 @@ export class TenantLogs {
     return { ok: true, leaves: range.size, opened, erased, reason: kept === undefined ? 'no checkpoint was signed yet' : `agrees with the checkpoint of ${kept.size} leaves` };
   }
 
-  /** undefined: damaged. */
-  #open(tenant: string, leaf: number, value: Buffer): LogEntry | undefined {
+  /** Opens a row as it stands in the store; undefined: it is damaged. */
+  open(tenant: string, leaf: number, value: Buffer): LogEntry | undefined {
     if (value[0] !== VERSION || value.length < HEAD_OCTETS) return undefined;
-    const commitment = value.subarray(COMMITMENT_AT, HEAD_OCTETS);
+    const commitment = commitmentOf(value);
+    if (value[1] === EMPTIED) return value.length === HEAD_OCTETS ? { leaf, commitment } : undefined;
     const slot = value[1] === 1 ? value.readUIntBE(2, 5) : undefined;
     const secret = slot === undefined ? NO_PERSON : this.#parts.people.evidence(tenant, slot);
     if (secret === undefined) return { leaf, commitment, ...(slot !== undefined && { slot }) };
@@ -289,7 +330,7 @@ export class TenantLogs {
   #signer(tenant: string): { readonly origin: string; readonly privateKey: KeyObject; readonly publicKey: KeyObject } {
     const known = this.#signers.get(tenant);
     if (known !== undefined) return known;
-    const made = { origin: `${this.#parts.hostname}/ledger/${tenantOctets(tenant).toString('hex')}`, ...ed25519FromSeed(this.#parts.keyring.tenant(tenant).log) };
+    const made = { origin: originOf(this.#parts.hostname, tenant), ...ed25519FromSeed(this.#parts.keyring.tenant(tenant).log) };
     this.#signers.set(tenant, made);
     return made;
   }

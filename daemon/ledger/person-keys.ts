@@ -32,6 +32,8 @@ export interface PersonKeys {
   person(tenant: string, slot: number): Buffer | undefined;
   evidence(tenant: string, slot: number): Buffer | undefined;
   destroy(tenant: string, slots: readonly number[], classes: readonly KeyClass[]): Promise<void>;
+  /** How many slots there are, destroyed ones included. */
+  slots(tenant: string): number;
   /** Destroys all slots of a tenant and removes its files. */
   destroyAll(tenant: string): Promise<void>;
   close(): void;
@@ -104,6 +106,10 @@ class FilePersonKeys implements PersonKeys {
       await syncData(files[name]);
     }
     if (classes.includes('person')) for (const slot of slots) this.#remember(files, slot, NOTHING);
+  }
+
+  slots(tenant: string): number {
+    return this.#open(tenant).slots;
   }
 
   async destroyAll(tenant: string): Promise<void> {

@@ -6,7 +6,7 @@ import { MailError, type AddressHashes } from '../mail/index.ts';
 import { HASH_OCTETS } from './address-hash.ts';
 
 /** Tables of the state; a number is never used again. */
-export const TABLE = { consent: 1, suppressed: 2, suspension: 3, head: 4, policy: 5, erasing: 6, retained: 7, progress: 8 } as const;
+export const TABLE = { consent: 1, suppressed: 2, suspension: 3, head: 4, policy: 5, erasing: 6, retained: 7, progress: 8, transfer: 9 } as const;
 
 const TENANT_OCTETS = 8;
 /** Where a person's hash stands in a key of the state. */
@@ -48,6 +48,11 @@ export function consentKey(tenant: string, hashes: AddressHashes, purpose = ''):
 /** Rows that are numbered or named rather than a person's. */
 export function namedKey(table: number, tenant: string, name: string): Buffer {
   return Buffer.concat([rowKey(table, tenant), Buffer.from(name)]);
+}
+
+/** Every row of the tenant's log. */
+export function logPrefix(tenant: string): Buffer {
+  return tenantOctets(tenant);
 }
 
 const ENTRY = 0;

@@ -20,6 +20,7 @@ import {
   type ConsentRecord, type ConsentRow, type ConsentStatement, type Suppression, type SuppressionCause, type SuppressionScope, type Suspension,
 } from './records.ts';
 import { HASH_AT, REST_AT, TABLE, consentKey, rowKey } from './row-keys.ts';
+import { openTransfers, refusalOf, type TenantTransfers } from './transfer.ts';
 
 export interface LedgerParts {
   readonly store: LedgerStore;
@@ -65,6 +66,7 @@ class StoredLedger implements Ledger {
   readonly #policies = new PolicyBook();
   readonly #erasures: Erasures;
   readonly log: TenantLogs;
+  readonly transfers: TenantTransfers;
 
   constructor({ store, keyring, clock, hostname = 'localhost' }: LedgerParts, people: PersonKeys) {
     this.#store = store;
@@ -72,7 +74,9 @@ class StoredLedger implements Ledger {
     this.#clock = clock;
     this.#people = people;
     this.log = new TenantLogs({ store, keyring, people, clock, hostname });
-    this.#erasures = new Erasures({ store, people, clock, change: (tenant, keys, decide) => this.#change(tenant, keys, decide) });
+    const change = this.#change.bind(this);
+    this.#erasures = new Erasures({ store, people, clock, change });
+    this.transfers = openTransfers({ store, keyring, people, clock, hostname, log: this.log, change, forget: (tenant) => this.#forget(tenant) });
   }
 
   hashes(tenant: string, address: Address): AddressHashes {
@@ -369,14 +373,21 @@ class StoredLedger implements Ledger {
     this.#people.close();
   }
 
+  /** Nothing of the tenant may be remembered when its keys or rows become others. */
+  #forget(tenant: string): void {
+    this.#hashers.delete(tenant);
+    this.#policies.forget(tenant);
+    this.log.forget(tenant);
+  }
+
   /** The one place every change passes. It is durable and visible when the promise resolves. */
   async #change(tenant: string, keys: readonly Buffer[], decide: (turn: Turn) => void): Promise<void> {
-    const { evidence } = this.#keyring.tenant(tenant);
     let appended = false;
-    await this.#store.commit([rowKey(TABLE.head, tenant), ...keys], ([head, ...values]) => {
+    await this.#store.commit([rowKey(TABLE.head, tenant), rowKey(TABLE.transfer, tenant), ...keys], ([head, transfer, ...values]) => {
+      if (transfer !== undefined) throw refusalOf(tenant, transfer);
       const rows = new Map<string, Buffer | undefined>(keys.map((key, i) => [key.toString('binary'), values[i]]));
       const writes = new Map<string, StoreWrite>();
-      const log = new LogWriter(tenant, evidence, head);
+      const log = new LogWriter(tenant, this.#keyring.tenant(tenant).evidence, head);
       decide({
         log,
         get: (key) => rows.get(key.toString('binary')),
