@@ -5,8 +5,9 @@ import type { Instant } from '../mail/index.ts';
 import type { Policy } from '../settings/index.ts';
 import type { LedgerStore } from '../store/index.ts';
 import { notePayload } from './payload.ts';
-import { HASH_AT, TABLE, namedKey, tenantOctets } from './row-keys.ts';
+import { HASH_AT, TABLE, namedKey, rowKey, tenantOctets } from './row-keys.ts';
 import type { Turn } from './stored-ledger.ts';
+import { refusalOf } from './transfer.ts';
 
 /** Why a policy version cannot be taken. */
 export interface PolicyConflict {
@@ -26,6 +27,8 @@ export class PolicyBook {
   // By the tenant's octets in hex: that is what a row's key tells.
   readonly #tenants = new Map<string, Map<string, Known>>();
   readonly #unpublished = new Map<string, ReadonlySet<string>>();
+  /** Tenants that were deleted, or are on their way in or out: no version of theirs can be taken. */
+  readonly #marks = new Map<string, Buffer>();
 
   /** Reads what is on record of all tenants. @throws MailError E_STORE */
   async load(store: LedgerStore): Promise<void> {
@@ -36,11 +39,27 @@ export class PolicyBook {
       const known = this.#tenants.get(tenant) ?? new Map<string, Known>();
       this.#tenants.set(tenant, known.set(key.toString('utf8', HASH_AT), { published: value[0] === 1, hash: value.toString('hex', 1) }));
     }
+    for await (const { key, value } of store.scan(Buffer.of(TABLE.transfer))) this.#marks.set(key.toString('hex', 1, HASH_AT), value);
     for (const tenant of this.#tenants.keys()) this.#refresh(tenant);
+  }
+
+  /** The same for one tenant, whose rows a transfer changed. */
+  async read(store: LedgerStore, tenant: string): Promise<void> {
+    const name = nameOf(tenant);
+    const known = new Map<string, Known>();
+    for await (const { key, value } of store.scan(rowKey(TABLE.policy, tenant))) known.set(key.toString('utf8', HASH_AT), { published: value[0] === 1, hash: value.toString('hex', 1) });
+    const [mark] = await store.getMany([rowKey(TABLE.transfer, tenant)]);
+    if (known.size === 0) this.#tenants.delete(name);
+    else this.#tenants.set(name, known);
+    if (mark === undefined) this.#marks.delete(name);
+    else this.#marks.set(name, mark);
+    this.#refresh(name);
   }
 
   /** What of these contradicts what is on record. A tenant's first versions may have been in force before. */
   conflicts(tenant: string, policies: readonly Policy[], now: Instant): readonly PolicyConflict[] {
+    const mark = this.#marks.get(nameOf(tenant));
+    if (mark !== undefined) return policies.slice(0, 1).map(({ version }) => ({ version, reason: refusalOf(tenant, mark).message }));
     const known = this.#tenants.get(nameOf(tenant));
     if (known === undefined) return [];
     return policies.flatMap(({ version, hash, effectiveAt }): PolicyConflict[] => {

@@ -374,10 +374,10 @@ class StoredLedger implements Ledger {
   }
 
   /** Nothing of the tenant may be remembered when its keys or rows become others. */
-  #forget(tenant: string): void {
+  async #forget(tenant: string): Promise<void> {
     this.#hashers.delete(tenant);
-    this.#policies.forget(tenant);
     this.log.forget(tenant);
+    await this.#policies.read(this.#store, tenant);
   }
 
   /** The one place every change passes. It is durable and visible when the promise resolves. */

@@ -150,7 +150,7 @@ async function takeAll({ keyring, forget }: TransferParts, arrival: Arrival, key
   readonly tenant: string; readonly digest: () => string; readonly onProgress?: (lines: number) => void;
 }): Promise<Imported> {
   keyring.adopt(tenant, Object.fromEntries(KEYS.map((kind) => [kind, keys.text(kind)])));
-  forget(tenant);
+  await forget(tenant);
   for (let number = 2; ; number++) {
     const { value: line, done } = await lines.next();
     if (done === true) throw new MailError('E_CONTROL', `the export ends after line ${number}, before its last line: it was cut off`);
@@ -329,7 +329,7 @@ class Arrival {
       { part: 'state', key: rowKey(TABLE.suspension, tenant), value: this.#suspension },
       { part: 'state', key: rowKey(TABLE.transfer, tenant), value: undefined },
     ]);
-    forget(tenant);
+    await forget(tenant);
     return { tenant, hostname, at: this.#head.number('at'), ...told, policies: this.#policies };
   }
 }

@@ -57,8 +57,8 @@ export interface TransferParts {
   readonly hostname: string;
   readonly log: TenantLogs;
   readonly change: (tenant: string, keys: readonly Buffer[], decide: (turn: Turn) => void) => Promise<void>;
-  /** Drops what is remembered of the tenant in memory. */
-  readonly forget: (tenant: string) => void;
+  /** Drops what is remembered of the tenant in memory; what must be remembered is read again. */
+  readonly forget: (tenant: string) => Promise<void>;
 }
 
 export interface Deleted {
@@ -262,6 +262,7 @@ async function empty(parts: TransferParts, tenant: string, mark: Mark): Promise<
   }
   // The suspension stays as well: whoever asks about the name is told no.
   await store.commit([], () => [writeMark(tenant, { ...mark, state: 'deleted' })]);
+  await parts.forget(tenant);
   return { leaves, checkpoint: mark.checkpoint ?? '', verifierKey: mark.verifierKey ?? '' };
 }
 
@@ -272,15 +273,16 @@ export async function wipe(parts: TransferParts, tenant: string): Promise<Delete
   await removeAll(parts, logPrefix(tenant), 'log');
   rmSync(join(parts.keyring.dir, 'checkpoints', tenant), { force: true });
   await parts.store.commit([], () => [TABLE.head, TABLE.suspension, TABLE.transfer].map((table): StoreWrite => ({ part: 'state', key: rowKey(table, tenant), value: undefined })));
+  await parts.forget(tenant);
   return { leaves: 0, checkpoint: '', verifierKey: '' };
 }
 
 async function destroyKeys({ people, keyring, forget }: TransferParts, tenant: string): Promise<void> {
-  forget(tenant);
+  await forget(tenant);
   await people.destroyAll(tenant);
   // After a crash they may be gone already.
   if (hasKeys(keyring, tenant)) keyring.destroy(tenant);
-  forget(tenant);
+  await forget(tenant);
 }
 
 export function hasKeys(keyring: Keyring, tenant: string): boolean {
