@@ -2,7 +2,7 @@
 // matters: no new mail first, then no new attempts, then what is under way settles, then the stores.
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { openObserve, operationsOf, serveControl, watchPolicies, type Desk } from './admin/index.ts';
+import { openApi, openObserve, operationsOf, serveControl, watchPolicies, type Desk } from './admin/index.ts';
 import { laneLimits, openDeliverer, type RouteResult } from './deliver/index.ts';
 import { openResolver } from './dns/index.ts';
 import { newEvent, openJournal, type Journal } from './events/index.ts';
@@ -151,6 +151,8 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => schedule.stop());
   const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event) => journal.record(event) });
   closers.push(() => pages.close());
+  const api = await openApi({ settings, ledger, journal, clock, log, metrics });
+  closers.push(() => api.close());
   const policies = watchPolicies({ settings, ledger, clock, log, record: (event) => journal.record(event) });
   closers.push(() => policies.close());
   let ready = false;
@@ -164,6 +166,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
     const result = await live.reload();
     submission.renewCertificate();
     pages.renewTls();
+    api.renewTls();
     await notify('READY=1', result.ok ? 'STATUS=configuration reloaded' : 'STATUS=the configuration on disk has errors, the old one stays in force');
     return result;
   };
