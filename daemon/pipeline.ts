@@ -180,7 +180,7 @@ interface Tried {
   readonly outcome: Outcome;
   readonly hold?: boolean;
   /** What the event tells of the copy that was sent. */
-  readonly copy?: Pick<Event, 'policy' | 'evidence' | 'links' | 'pixel' | 'signatures'>;
+  readonly copy?: Pick<Event, 'rule' | 'policy' | 'evidence' | 'links' | 'pixel' | 'signatures'>;
 }
 
 async function tryOnce(house: House, due: Due, lane: LaneName, route: RouteResult): Promise<Tried> {
@@ -201,7 +201,7 @@ async function tryOnce(house: House, due: Due, lane: LaneName, route: RouteResul
     const signed = await house.signer.sign(await renderCopy(house, cleared, place.stream, domain), domain);
     const outcome = await house.deliverer.attempt(signed, route, lane);
     const { links, pixel, signatures } = signed;
-    return { outcome, copy: { policy: cleared.policy, evidence: cleared.evidence, links, pixel, signatures } };
+    return { outcome, copy: { rule: verdict.rule, policy: cleared.policy, evidence: cleared.evidence, links, pixel, signatures } };
   } catch (error) {
     if (!isMailError(error)) throw error;
     house.log.error({ code: error.code, message_id: due.id, err: error.message }, 'attempt not made');

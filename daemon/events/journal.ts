@@ -23,6 +23,8 @@ const FILE_OCTETS = 64 * 1_048_576;
 // A disk that hangs must not fill the memory.
 const WAITING_OCTETS = 16 * 1_048_576;
 
+const PSEUDONYM = /^[0-9a-f]{12}$/;
+
 /** An event as it stands in the journal; `sealed` is base64, under the tenant's payload key. */
 export type JournalledEvent = Event & { readonly sealed?: string };
 
@@ -31,6 +33,8 @@ export interface Journal {
   record(event: Event, sealed?: Buffer): void;
   /** Events of one message, oldest first, including those not yet on disk. */
   trace(message: MessageId): AsyncIterable<JournalledEvent>;
+  /** Events of one tenant about one person, by their pseudonym (12 hex digits), oldest first. Every file is read. */
+  person(tenant: string, pseudonym: string): AsyncIterable<JournalledEvent>;
   /** Calls `listener` with each event from now on; the returned function ends it. */
   follow(listener: (event: Event) => void): () => void;
   /** Resolves when everything recorded so far is written and synced, or counted as lost. */
@@ -143,6 +147,18 @@ class FileJournal implements Journal {
       for (const line of await linesWith(join(this.#dir, name), needle)) {
         const event = parseLine(line);
         if (event?.message_id === message) yield event;
+      }
+    }
+  }
+
+  async *person(tenant: string, pseudonym: string): AsyncGenerator<JournalledEvent> {
+    if (!PSEUDONYM.test(pseudonym)) return;
+    await this.flush();
+    const needle = Buffer.from(`"person":"${pseudonym}"`);
+    for (const name of this.#files()) {
+      for (const line of await linesWith(join(this.#dir, name), needle)) {
+        const event = parseLine(line);
+        if (event?.person === pseudonym && event.tenant === tenant) yield event;
       }
     }
   }

@@ -6,7 +6,7 @@ import type { Keyring } from '../runtime/index.ts';
 import { unseal } from '../runtime/index.ts';
 import type { LaterIndex } from './later.ts';
 import {
-  HELD_AT, QUEUE_OCTETS, asBuffer, dueFrom, dueKeyOf, messageKey, nextQueue, parseMessageRow, parseRecipientRow, queueOf, readDueKey, readRecipientKey,
+  HELD_AT, QUEUE_OCTETS, asBuffer, dueFrom, dueKeyOf, hashesOf, messageKey, nextQueue, parseMessageRow, parseRecipientRow, queueOf, readDueKey, readRecipientKey,
   recipientKey, splitQueueRow, type MessageRow, type QueueId, type RecipientRow, type Tables,
 } from './rows.ts';
 import { Recent } from './recent.ts';
@@ -24,6 +24,8 @@ export interface Filter {
   readonly id?: MessageId;
   readonly tenant?: string;
   readonly domain?: string;
+  /** One of the person's keyed hashes, 16 octets: all that is sent to them in any of its widths. */
+  readonly person?: Buffer;
 }
 
 /** One recipient found by scan(); `cursor` continues after it. */
@@ -105,14 +107,21 @@ export class QueueIndex {
 
   /** Every recipient the filter means, held ones too, in the order of the index, from just after `after` on. */
   *scan(filter: Filter, after?: Buffer): Generator<Found> {
-    if (filter.id !== undefined) {
-      yield* this.#scanMessage(filter.id, filter, after);
-      return;
-    }
+    const found = filter.id === undefined ? this.#scanQueues(filter, after) : this.#scanMessage(filter.id, filter, after);
+    if (filter.person === undefined) yield* found;
+    else for (const one of found) if (this.#isTo(one, filter.person)) yield one;
+  }
+
+  *#scanQueues(filter: Filter, after?: Buffer): Generator<Found> {
     for (const queue of this.#matching(filter, after)) {
       const start = after !== undefined && after.subarray(0, QUEUE_OCTETS).equals(queue) ? Buffer.concat([after, Buffer.of(0)]) : dueFrom(queue, 0);
       yield* this.#entries(queue, start, nextQueue(queue));
     }
+  }
+
+  #isTo({ id, index }: Found, person: Buffer): boolean {
+    const row = this.recipient(id, index);
+    return row !== undefined && hashesOf(row).some((hash) => hash.equals(person));
   }
 
   *#scanMessage(id: MessageId, filter: Filter, after?: Buffer): Generator<Found> {

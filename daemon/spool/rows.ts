@@ -192,6 +192,9 @@ export function packHashes(recipient: AdmittedRecipient): Buffer {
   return Buffer.concat([consent, suppression, family]);
 }
 
+/** consent, suppression and family, as packHashes() laid them. */
+export const hashesOf = ({ hashes }: RecipientRow): readonly Buffer[] => [0, 1, 2].map((i) => hashes.subarray(i * HASH_OCTETS, (i + 1) * HASH_OCTETS));
+
 /** Seals what names the person; bound to its key, so that rows cannot be swapped. */
 export function sealRecipient(key: KeyObject, rowKey: Buffer, recipient: AdmittedRecipient, lastReply: string): Buffer {
   const { wire, domain, evidence, dsn } = recipient;

@@ -49,6 +49,28 @@ t.test('records in order, traces one message across files, seals beside', async 
   t.same(await traced(journal, '../../etc/passwd'), [], 'not an id: nothing');
 });
 
+t.test('one person of one tenant, across files', async (t) => {
+  const clock = clockAt(1_800_000_000_000);
+  const journal = openJournal({ dir: folder(t), clock, keepMs: 24 * HOUR, log });
+  t.teardown(() => journal.close());
+  const [ann, bob] = ['0123456789ab', 'ba9876543210'];
+  journal.record(newEvent('consent', clock, { tenant: 'acme', person: ann }));
+  journal.record(newEvent('consent', clock, { tenant: 'other', person: ann }));
+  journal.record(newEvent('consent', clock, { tenant: 'acme', person: bob, reason: `"person":"${ann}"` }));
+  await journal.flush();
+  clock.move(HOUR);
+  journal.record(newEvent('delivered', clock, { tenant: 'acme', person: ann }));
+  const of = async (tenant: string, person: string): Promise<string[]> => {
+    const events: string[] = [];
+    for await (const { event } of journal.person(tenant, person)) events.push(event);
+    return events;
+  };
+  t.same(await of('acme', ann), ['consent', 'delivered']);
+  t.same(await of('other', ann), ['consent']);
+  t.same(await of('acme', 'ffffffffffff'), []);
+  t.same(await of('acme', '","person":"'), [], 'no pseudonym: nothing');
+});
+
 t.test('what is recorded reaches the disk without a flush, and close loses nothing', async (t) => {
   const dir = folder(t);
   const journal = openJournal({ dir, clock: systemClock, keepMs: HOUR, log });

@@ -102,6 +102,19 @@ t.test('hold, release, retry, drop and list, by message, tenant and domain', asy
   t.match(spool.counts(), { messages: 1, recipients: 1 });
 });
 
+t.test('what waits for one person is found by any of their hashes, and made due', async (t) => {
+  const { spool } = await spoolFor(t);
+  const [one, two] = [composed(['ann@one.example', 'bob@one.example']), composed(['ann@one.example'], 100, 'other')];
+  await Promise.all([spool.store(one, { expiresAt: FAR }), spool.store(two, { expiresAt: FAR })]);
+  for (const d of all(spool)) await spool.settle(d, { kind: 'later', nextAt: LATER, lastReply: '' });
+  const hashes = one.recipients[0]?.hashes ?? { consent: Buffer.alloc(16), suppression: Buffer.alloc(16), family: Buffer.alloc(16) };
+  for (const person of Object.values(hashes)) t.same(spool.list({ tenant: 'acme', person, limit: 9 }).map(({ index }) => index), [0]);
+  t.same(spool.list({ person: Buffer.alloc(16), limit: 9 }), []);
+  t.equal(await spool.retry({ id: one.id, person: two.recipients[0]?.hashes.family ?? Buffer.alloc(16) }), 0, 'not to this person');
+  t.equal(await spool.retry({ tenant: 'acme', person: hashes.family }), 1);
+  t.same(all(spool, Date.now()).map(({ id, index }) => [id, index]), [[one.id, 0]]);
+});
+
 t.test('nothing stands in clear in any file', async (t) => {
   const { dir, spool } = await spoolFor(t);
   const body = Buffer.from('Subject: Quarterlysecret\r\n\r\nDear Annabel\r\n');
