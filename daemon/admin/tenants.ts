@@ -1,8 +1,9 @@
 // Whole tenants: stopped and let go on. Callers may rely on: a suspension ends open sessions at once and
 // keeps its first cause; recipients can still unsubscribe.
+import { API_SCOPES } from '../settings/index.ts';
 import type { Operation } from './control.ts';
-import { record, type Desk } from './desk.ts';
-import { required, tenantOf } from './params.ts';
+import { noteAct, record, type Desk } from './desk.ts';
+import { required, tenantOf, wrong } from './params.ts';
 
 export function tenantOperations(desk: Desk): Readonly<Record<string, Operation>> {
   return {
@@ -18,6 +19,15 @@ export function tenantOperations(desk: Desk): Readonly<Record<string, Operation>
       const resumed = await desk.ledger.resume(tenant.id, 'cli');
       if (resumed) record(desk, 'resumed', tenant, undefined, 'by the operator');
       return { resumed };
+    },
+    // The token is made in the tenant's file by whoever may write there; this puts it into the tenant's log.
+    'token.created': async (params) => {
+      const tenant = tenantOf(desk, params);
+      const { scopes: asked } = params;
+      const scopes = API_SCOPES.filter((scope) => Array.isArray(asked) && asked.includes(scope));
+      if (scopes.length === 0) throw wrong(`scopes: expected some of ${API_SCOPES.join(', ')}`);
+      await noteAct(desk, tenant.id, 'token-created', { token: required(params, 'id'), scopes });
+      return { noted: true };
     },
   };
 }

@@ -95,7 +95,7 @@ const lookUp = route({
 });
 
 /** Every suppression of a person that can stand against mail: of scope all, or of a purpose or stream there is. */
-export async function suppressionsOf({ ledger }: ApiDesk, tenant: Tenant, hashes: AddressHashes): Promise<readonly Suppression[]> {
+export async function suppressionsOf({ ledger }: Pick<ApiDesk, 'ledger'>, tenant: Tenant, hashes: AddressHashes): Promise<readonly Suppression[]> {
   const streams = [...tenant.streams.values()];
   const purposes = [...new Set([...tenant.policies.flatMap((policy) => policy.purposes), ...streams.map(({ purpose }) => purpose)])];
   const found = new Map<string, Suppression>();

@@ -1,0 +1,90 @@
+// What a person may ask of the tenant, done by the operator: to see everything (GDPR Art. 15 and 20), to be
+// forgotten (Art. 17), to be left alone while something is looked into (Art. 18). Callers may rely on: an
+// erasure is finished when it is answered, and mail that waits for the person is due at once, so that the
+// gate ends it; what remains is told. Who was forgotten is not written into the journal.
+import type { JournalledEvent } from '../events/index.ts';
+import type { LogEntry } from '../ledger/index.ts';
+import type { AddressHashes } from '../mail/index.ts';
+import type { Tenant } from '../settings/index.ts';
+import { suppressionsOf } from './api/suppressions.ts';
+import type { Operations, Params } from './control.ts';
+import { pseudonymOf, record, type Desk } from './desk.ts';
+import { person, wrong } from './params.ts';
+
+// Messages in one read of the queue: a page of memory, whatever waits.
+const PAGE_ROWS = 1_000;
+
+export function subjectOperations(desk: Desk): Operations {
+  return {
+    'subject.export': (params) => exportSubject(desk, params),
+    'subject.erase': (params) => eraseSubject(desk, params),
+    'subject.restrict': (params) => restrictSubject(desk, params),
+  };
+}
+
+async function exportSubject(desk: Desk, params: Params): Promise<unknown> {
+  const { tenant, hashes } = person(desk, params);
+  const events: JournalledEvent[] = [];
+  for await (const event of desk.journal.person(tenant.id, pseudonymOf(hashes))) events.push(event);
+  return {
+    format: 'postern-subject/1',
+    exported_at: new Date(desk.clock.now()).toISOString(),
+    tenant: tenant.id,
+    pii_principal_id: hashes.consent.toString('hex'),
+    consents: await desk.ledger.show(tenant.id, hashes),
+    suppressions: await suppressionsOf(desk, tenant, hashes),
+    history: (await desk.ledger.history(tenant.id, hashes)).map(entryOf),
+    events,
+    waiting: waitingFor(desk, tenant, hashes),
+  };
+}
+
+/** `entry` is absent where its key was destroyed. */
+function entryOf({ leaf, payload }: LogEntry): { readonly leaf: number; readonly entry?: unknown } {
+  return { leaf, ...(payload !== undefined && { entry: JSON.parse(payload) as unknown }) };
+}
+
+function waitingFor(desk: Desk, tenant: Tenant, { consent }: AddressHashes): readonly unknown[] {
+  const found: unknown[] = [];
+  for (let after: string | undefined; ;) {
+    const rows = desk.spool.list({ tenant: tenant.id, person: consent, limit: PAGE_ROWS, ...(after !== undefined && { after }) });
+    for (const { id, index, recipient } of rows) {
+      const { wire, evidence, attempts, nextAt, expiresAt, held, lastReply } = recipient;
+      found.push({ message_id: id, recipient: index, to: wire, evidence, attempts, next_at: nextAt, expires_at: expiresAt, held, last_reply: lastReply });
+    }
+    after = rows.at(-1)?.cursor;
+    if (rows.length < PAGE_ROWS) return found;
+  }
+}
+
+async function eraseSubject(desk: Desk, params: Params): Promise<unknown> {
+  const { tenant, hashes } = person(desk, params);
+  if (params['yes'] !== true) throw wrong('this destroys what is on record of the person for good; `postern subject export` first if it may be wanted, then say --yes');
+  const keepEvidenceMs = tenant.keepEvidenceMs ?? 0;
+  const records = await desk.ledger.erase(tenant.id, hashes, 'cli', keepEvidenceMs);
+  // The widest hash: what waits under a spelling with a tag goes as well.
+  const due = await desk.spool.retry({ tenant: tenant.id, person: hashes.family });
+  record(desk, 'erased', tenant, undefined, `${records} records`);
+  return {
+    destroyed: { consent_records: records, evidence: keepEvidenceMs === 0 },
+    ...(keepEvidenceMs > 0 && { evidence_kept_until: desk.clock.now() + keepEvidenceMs }),
+    waiting_mail_ended: due,
+    remains: [
+      'a suppression of cause erasure by keyed hash, so that nobody mails them again',
+      keepEvidenceMs === 0 ? 'leaves of the log that nobody can open any more' : 'leaves of the log, to be opened by their number alone until the time above (keep_evidence)',
+      'events under a pseudonym, until the journal is old (limits.keep_events)',
+    ],
+  };
+}
+
+async function restrictSubject(desk: Desk, params: Params): Promise<unknown> {
+  const { tenant, hashes } = person(desk, params);
+  if (params['off'] === true) {
+    const lifted = await desk.ledger.lift(tenant.id, hashes, 'cli', { cause: 'restriction' });
+    if (lifted > 0) record(desk, 'restricted', tenant, hashes, 'lifted');
+    return { restricted: false, lifted };
+  }
+  const { id, since } = await desk.ledger.suppress(tenant.id, { hashes, scope: 'all', cause: 'restriction', by: 'cli' });
+  record(desk, 'restricted', tenant, hashes, 'restricted');
+  return { restricted: true, id, since };
+}
