@@ -6,9 +6,9 @@ import { importConsents, importSuppressions, type RowError } from '../ledger/ind
 import type { Operation } from './control.ts';
 import { record, type Desk } from './desk.ts';
 import { explainOperations } from './explain.ts';
-import { ledgerOperations } from './ledger-operations.ts';
 import { oneOf, required, tenantOf, type Params } from './params.ts';
 import { peopleOperations } from './people.ts';
+import { policyOperations } from './policies.ts';
 import { queueOperations } from './queue.ts';
 import { subjectOperations } from './subjects.ts';
 import { tenantOperations } from './tenants.ts';
@@ -24,7 +24,7 @@ export function operationsOf(desk: Desk): Readonly<Record<string, Operation>> {
     'suppress.import': (params, progress) => importRows(desk, params, progress, 'suppression'),
     ...queueOperations(desk),
     ...tenantOperations(desk),
-    ...ledgerOperations(desk),
+    ...policyOperations(desk),
     ...subjectOperations(desk),
   };
 }
