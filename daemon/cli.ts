@@ -51,22 +51,44 @@ function print(options: Common, result: unknown, text: () => string): void {
   process.stdout.write(`${options.json === true ? JSON.stringify(result) : text()}\n`);
 }
 
+/** Writes a file for its owner alone, never over one that is there. */
+function writeNew(file: string, content: string): void {
+  try {
+    writeFileSync(file, content, { mode: 0o600, flag: 'wx' });
+  } catch (cause) {
+    throw new MailError('E_CONTROL', existsSync(file) ? `${file} exists already; choose another --out` : `${file} cannot be written: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
+  }
+}
+
+/** Reads a file, or standard input for `-`. */
+function readInput(file: string): Buffer {
+  try {
+    return readFileSync(file === '-' ? 0 : file);
+  } catch (cause) {
+    throw new MailError('E_CONTROL', `${file} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
+  }
+}
+
+type Ask = (op: string, params: Record<string, unknown>, onProgress?: (p: Record<string, unknown>) => void) => Promise<unknown>;
+
 /** Runs an operation in the daemon, or on the stores when no daemon runs. */
-async function ask(options: Common, op: string, params: Record<string, unknown>): Promise<unknown> {
-  return (await asker(options))(op, params);
+async function ask(options: Common, ...[op, params, onProgress]: Parameters<Ask>): Promise<unknown> {
+  return (await asker(options))(op, params, onProgress);
 }
 
 /** The same for several calls: the stores, where needed, are opened once and closed at exit. */
-async function asker(options: Common): Promise<(op: string, params: Record<string, unknown>) => Promise<unknown>> {
+async function asker(options: Common): Promise<Ask> {
   const socket = controlSocket(settingsOf(options));
-  if ((await callControl(socket, 'status', {})) !== 'not-running') return (op, params) => callControl(socket, op, params);
+  if ((await callControl(socket, 'status', {})) !== 'not-running') {
+    return (op, params, onProgress) => callControl(socket, op, params, (line) => 'progress' in line && onProgress?.(line.progress as Record<string, unknown>));
+  }
   const stores = await openStores(configDir(options), openLog('silent'));
   closers.push(() => stores.close());
   const operations = operationsOf({ ...stores, settings: () => stores.live.current(), clock: systemClock, lanes: () => [], expel: () => undefined });
-  return async (op, params) => {
+  return async (op, params, onProgress) => {
     const operation = operations[op];
     if (operation === undefined) throw new MailError('E_CONTROL', `${op} needs a running daemon`);
-    return operation(params, () => undefined);
+    return operation(params, (p) => onProgress?.({ ...p }));
   };
 }
 
@@ -131,9 +153,8 @@ command(group('dkim', 'signing keys'), 'keygen', 'make a DKIM key; prints the TX
   .addOption(new Option('--kind <kind>', 'algorithm').choices(['rsa', 'ed25519']).default('rsa'))
   .requiredOption('--out <file>', 'where the private key goes (mode 0600, never overwritten)')
   .action(run((options: Common & { kind: 'rsa' | 'ed25519'; out: string }) => {
-    if (existsSync(options.out)) throw new MailError('E_CONTROL', `${options.out} exists already; choose another --out`);
     const { pem, record } = generateKey(options.kind);
-    writeFileSync(options.out, pem, { mode: 0o600, flag: 'wx' });
+    writeNew(options.out, pem);
     print(options, { file: options.out, record }, () => `${options.out} written. Publish at SELECTOR._domainkey.DOMAIN:\n${record}`);
   }));
 
@@ -161,7 +182,7 @@ command(root, 'explain', 'say whether a recipient may be mailed on a stream, and
   .requiredOption('--tenant <id>').requiredOption('--stream <id>').requiredOption('--rcpt <address>')
   .option('--message <file>', 'judge this message too')
   .action(run(async (options: Common & { tenant: string; stream: string; rcpt: string; message?: string }) => {
-    const message = options.message === undefined ? undefined : readFileSync(options.message).toString('base64');
+    const message = options.message === undefined ? undefined : readInput(options.message).toString('base64');
     const result = await ask(options, 'explain', { ...options, message }) as { recipient: { answer: string; steps?: { rule: string; result: string; says: string }[] } };
     const { steps = [], ...verdict } = result.recipient;
     print(options, result, () => show({
@@ -190,6 +211,37 @@ command(suppression, 'list', 'list suppressions (by keyed hash: addresses are no
   .action(simple('suppress.list'));
 command(suppression, 'import <file>', 'import suppressions from CSV (header line) or NDJSON').requiredOption('--tenant <id>')
   .action(run((file: string, options: Common & { tenant: string }) => importFile('suppress.import', file, options)));
+
+// ---- the ledger ----------------------------------------------------------------------------------
+
+const ledger = group('ledger', 'the tenants\' logs, which prove what was said');
+command(ledger, 'verify', 'check that the logs are whole and agree with the journal; exit status 1 when one does not').option('--tenant <id>', 'only this tenant')
+  .action(run(async (options: Common & { tenant?: string }) => {
+    const tty = process.stderr.isTTY && options.json !== true;
+    const result = await ask(options, 'ledger.verify', { ...options }, ({ tenant: id, leaves, of }) => {
+      if (tty) process.stderr.write(`\r${String(id)}: ${String(leaves)} of ${String(of)} leaves`);
+    }) as { ok: boolean; tenants: { tenant: string; ok: boolean; first_bad?: number; journal: { compared: number; gone: number } }[] };
+    if (tty) process.stderr.write('\r\x1b[K');
+    print(options, result, () => table(result.tenants.map(({ ok, journal, tenant: id, first_bad: bad, ...rest }) => ({
+      tenant: id, '': ok ? 'good' : 'BAD', ...rest, first_bad: bad, journal: `${journal.compared} files agree${journal.gone === 0 ? '' : `, ${journal.gone} are gone`}`,
+    }))));
+    process.exitCode = result.ok ? 0 : 1;
+  }));
+command(ledger, 'receipt', 'print what proves one entry, for scripts/verify-receipt: the last of a person and purpose, or a leaf by number').requiredOption('--tenant <id>')
+  .option('--rcpt <address>', 'the person').option('--purpose <name>').addOption(new Option('--leaf <n>').argParser(Number).conflicts(['rcpt', 'purpose'])).option('--out <file>', 'write it there (never over a file)')
+  .action(run(async (options: Common & { tenant: string; out?: string }) => {
+    const receipt = await ask(options, 'ledger.receipt', { ...options }) as { leaf: number; size: number; verifier_key: string };
+    if (options.out === undefined) process.stdout.write(`${JSON.stringify(receipt, undefined, options.json === true ? 0 : 2)}\n`);
+    else {
+      writeNew(options.out, `${JSON.stringify(receipt, undefined, 2)}\n`);
+      print(options, { file: options.out, leaf: receipt.leaf, size: receipt.size }, () => `leaf ${receipt.leaf} of ${receipt.size} written to ${options.out}. Check it with\n  scripts/verify-receipt ${options.out} --key ${receipt.verifier_key}`);
+    }
+  }));
+command(ledger, 'checkpoint', 'print the signed state of a log and the key that verifies it: keep both apart').requiredOption('--tenant <id>')
+  .action(run(async (options: Common & { tenant: string }) => {
+    const result = await ask(options, 'ledger.checkpoint', { ...options }) as { checkpoint: string; verifier_key: string };
+    print(options, result, () => `${result.checkpoint}\nverifier key  ${result.verifier_key}`);
+  }));
 
 // ---- the queue -----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import { importConsents, importSuppressions, type RowError } from '../ledger/ind
 import type { Operation } from './control.ts';
 import { record, type Desk } from './desk.ts';
 import { explainOperations } from './explain.ts';
+import { ledgerOperations } from './ledger-operations.ts';
 import { oneOf, required, tenantOf, type Params } from './params.ts';
 import { peopleOperations } from './people.ts';
 import { policyOperations } from './policies.ts';
@@ -23,6 +24,7 @@ export function operationsOf(desk: Desk): Readonly<Record<string, Operation>> {
     'consent.import': (params, progress) => importRows(desk, params, progress, 'consent'),
     'suppress.import': (params, progress) => importRows(desk, params, progress, 'suppression'),
     ...queueOperations(desk),
+    ...ledgerOperations(desk),
     ...tenantOperations(desk),
     ...policyOperations(desk),
     ...subjectOperations(desk),

@@ -277,25 +277,28 @@ export class TenantLogs {
     };
   }
 
-  /** Walks the whole log: numbering, commitments, tree, and both checkpoints. */
-  async verify(tenant: string, onProgress?: (leaves: number, of: number) => void): Promise<Verified> {
+  /** Walks the whole log: numbering, commitments, tree, and both checkpoints. What is appended meanwhile is left for the next time. */
+  async verify(tenant: string, onProgress?: (leaves: number, of: number) => void, onEntry?: (entry: LogEntry) => void): Promise<Verified> {
+    // Before the head: a checkpoint signed in between must not look like a log that was cut back.
+    const kept = await this.keptCheckpoint(tenant);
     const head = CompactRange.decode(await this.#row(TABLE.head, tenant));
     const range = CompactRange.decode(undefined);
     let opened = 0;
     let erased = 0;
     const bad = (firstBad: number | undefined, reason: string): Verified => ({ ok: false, leaves: range.size, opened, erased, reason, ...(firstBad !== undefined && { firstBad }) });
-    const kept = await this.keptCheckpoint(tenant);
     if (kept !== undefined && kept.size > head.size) return bad(head.size, `the log ends at ${head.size} leaves, but a checkpoint of ${kept.size} was signed: it was cut back, or an old backup was restored`);
     const subtrees: { readonly level: number; readonly index: number; readonly hash: Buffer }[] = [];
     let rootAtKept = kept?.size === 0 ? range.root() : undefined;
     for await (const { key, value } of this.#parts.store.scan(entryPrefix(tenant), 'log')) {
       const leaf = key.readUIntBE(key.length - 6, 6);
+      if (leaf >= head.size && CompactRange.decode(await this.#row(TABLE.head, tenant)).size > leaf) break;
       if (leaf !== range.size) return bad(range.size, `leaf ${range.size} is missing`);
       if (leaf >= head.size) return bad(leaf, `leaf ${leaf} stands behind the end of the log`);
       const entry = this.open(tenant, leaf, value);
       if (entry === undefined) return bad(leaf, `leaf ${leaf} is damaged`);
       if (entry.payload === undefined) erased++;
       else opened++;
+      onEntry?.(entry);
       range.append(leafHash(entry.commitment), (level, index, subtree) => subtrees.push({ level, index, hash: subtree }));
       for (const { level, index, hash: computed } of subtrees.splice(0)) {
         const [stored] = await this.#parts.store.getMany([subtreeKey(tenant, level, index)], 'log');

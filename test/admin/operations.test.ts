@@ -1,0 +1,162 @@
+// The operator's operations on real stores without a daemon: what they answer, what they refuse and why,
+// and what they leave in the tenant's log.
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { operationsOf, type Desk } from '../../daemon/admin/index.ts';
+import { newEvent } from '../../daemon/events/index.ts';
+import { parseAddress } from '../../daemon/mail/index.ts';
+import { openStores, type Stores } from '../../daemon/main.ts';
+import { newId, openLog, systemClock } from '../../daemon/runtime/index.ts';
+import { makeGrounds, type Grounds } from '../lib/daemon.ts';
+import { composed } from '../spool/room.ts';
+
+let grounds: Grounds;
+let stores: Stores;
+let desk: Desk;
+const expelled: string[] = [];
+const HOUR = 3_600_000;
+const at = (name: string): string => `${name}@example.com`;
+const who = (name: string, more: object = {}): Record<string, unknown> => ({ tenant: 'demo', rcpt: at(name), ...more });
+const progress: object[] = [];
+const call = async (op: string, params: Record<string, unknown> = {}): Promise<Record<string, any>> => {
+  const operation = operationsOf(desk)[op];
+  if (operation === undefined) throw new Error(`no operation ${op}`);
+  return await operation(params, (p) => void progress.push(p)) as Record<string, any>;
+};
+const open = async (): Promise<void> => {
+  stores = await openStores(grounds.root, openLog('silent'));
+  desk = { ...stores, settings: () => stores.live.current(), clock: systemClock, lanes: () => [], expel: (tenant) => void expelled.push(tenant) };
+};
+const hashes = (name: string): ReturnType<Desk['ledger']['hashes']> => desk.ledger.hashes('demo', parseAddress(at(name)));
+/** A message of the demo tenant that waits for these people. @returns its id */
+async function queue(...names: string[]): Promise<string> {
+  const message = composed(names.map(at), 200, 'demo');
+  const recipients = message.recipients.map((one, i) => ({ ...one, hashes: hashes(names[i] ?? '') }));
+  await desk.spool.store({ ...message, recipients } as typeof message, { expiresAt: Date.now() + HOUR });
+  return message.id;
+}
+/** What the demo tenant's log tells of the operator's acts. */
+async function acts(): Promise<Record<string, unknown>[]> {
+  const found: Record<string, unknown>[] = [];
+  await desk.ledger.log.verify('demo', undefined, ({ payload }) => {
+    const { event, by, act, recipients } = JSON.parse(payload ?? '{}') as Record<string, unknown>;
+    if (event === 'admin') found.push({ by, act, ...(recipients !== undefined && { recipients }) });
+  });
+  return found;
+}
+
+t.before(async () => {
+  grounds = await makeGrounds(1);
+  await grounds.consent({ [at('reader')]: 'individual', [at('german')]: 'none' });
+  await open();
+  for (const { hash } of desk.settings().tenants.get('demo')?.policies ?? []) await desk.ledger.published('demo', hash, 'test');
+});
+t.teardown(async () => {
+  await stores.close();
+  grounds.remove();
+});
+
+t.test('explain knows the profile, what a letter shows, and rules that are only tried out', async (t) => {
+  const newsletter = { stream: 'newsletter' };
+  t.match(await call('explain', who('reader', newsletter)), { purpose: 'newsletter', recipient: { answer: 'yes', rule: 'ok-consent', profile: 'eu' }, facts: { consent: { state: 'given' } } });
+  t.match(await call('explain', { tenant: 'demo', rcpt: 'stranger@example.de', ...newsletter }), { recipient: { answer: 'no', rule: 'consent-missing' } });
+  await desk.ledger.give('demo', { hashes: desk.ledger.hashes('demo', parseAddress('x@example.de')), purpose: 'newsletter', state: 'given', legalBasis: 'gdpr_6_1_a', policyHash: desk.settings().tenants.get('demo')?.policies[0]?.hash ?? '', method: 'form', evidence: { source: 'test', time: Date.now() }, tracking: { opens: 'none', clicks: 'none' }, by: 'test' });
+  t.match(await call('explain', { tenant: 'demo', rcpt: 'x@example.de', ...newsletter }), { recipient: { answer: 'no', rule: 'profile-double-opt-in' } }, 'the domain\'s jurisdiction counts');
+  const letter = (body: string): string => Buffer.from(`From: news@demo.example\nSubject: x\n\n${body}\n`).toString('base64');
+  const { message } = await call('explain', who('reader', { ...newsletter, message: letter('no footer here') }));
+  t.match(message, { answer: 'yes', shadowed: Array });
+  const shadowed = message.steps.filter(({ result }: { result: string }) => result === 'shadowed').map(({ rule }: { rule: string }) => rule);
+  t.same(shadowed, message.shadowed);
+  t.ok(shadowed.includes('profile-footer-sender'), 'the letter does not show who sends it, and the rule is only tried out');
+  const shown = await call('explain', who('reader', { ...newsletter, message: letter('Demo tenant, 1 Example Street, Example Town, privacy@demo.example') }));
+  t.same(shown['message'].shadowed, []);
+  for (const [params, text] of [
+    [{}, /tenant is missing/], [{ tenant: 'nobody' }, /no tenant "nobody"; there are: demo/], [who('reader', { stream: 'x' }), /no stream "x"; it has: newsletter, receipts/],
+    [{ tenant: 'demo', rcpt: 'not an address', stream: 'newsletter' }, /address/],
+  ] as const) await t.rejects(call('explain', params), { message: text });
+});
+
+t.test('the queue: list, show, hold, release, retry, drop', async (t) => {
+  const id = await queue('reader', 'second');
+  t.match(await call('queue.list', { tenant: 'demo' }), { rows: [{ tenant: 'demo' }, { tenant: 'demo' }] });
+  const { rows } = await call('queue.list', { limit: 1 });
+  t.equal(rows.length, 1);
+  t.equal((await call('queue.list', { after: rows[0].cursor })).rows.length, 1, 'goes on behind a row');
+  t.match(await call('queue.show', { id }), { recipients: [{ wire: at('reader'), person: hashes('reader').consent.toString('hex', 0, 6) }, {}] });
+  t.notOk('hashes' in (await call('queue.show', { id }))['recipients'][0]);
+  t.match(await call('queue.hold', { id }), { changed: 2 });
+  t.match(await call('queue.retry', { id }), { changed: 0 }, 'what is held is not tried');
+  t.match(await call('queue.release', { domain: 'EXAMPLE.com' }), { changed: 2 });
+  const other = await queue('third');
+  t.match(await call('queue.drop', { tenant: 'demo', domain: 'example.org' }), { changed: 0 });
+  t.match(await call('queue.drop', { id: other }), { changed: 1 });
+  t.match(await call('queue.drop', { all: true }), { changed: 2 });
+  t.same((await acts()).slice(-4), [
+    { by: 'cli', act: 'queue-held', recipients: 2 }, { by: 'cli', act: 'queue-released', recipients: 2 }, { by: 'cli', act: 'queue-dropped', recipients: 1 }, { by: 'cli', act: 'queue-dropped', recipients: 2 },
+  ], 'each act is in the log of the tenant it met');
+  for (const [op, params, text] of [
+    ['queue.drop', {}, /say which: a message id, --tenant, --domain, or --all/], ['queue.show', { id: 'x' }, /"x" is not a message id/], ['queue.show', { id: newId(1) }, /no such message waits/],
+    ['queue.drop', { tenant: 'nobody' }, /no tenant "nobody"; there are: demo/], ['queue.list', { tenant: '../x', domain: 'example.com' }, /no tenant/],
+  ] as const) await t.rejects(call(op, params), { code: 'E_CONTROL', message: text });
+  t.same(readdirSync(join(grounds.dataDir, 'keys')).filter((name) => /nobody|x\b/.test(name)), [], 'a slip of the pen is given no keys');
+});
+
+t.test('tenants: suspended and resumed', async (t) => {
+  t.match(await call('suspend', { tenant: 'demo', cause: 'unpaid' }), { cause: 'unpaid', by: 'cli' });
+  t.match(await call('suspend', { tenant: 'demo', cause: 'again' }), { cause: 'unpaid' }, 'the first cause stays');
+  t.same(expelled, ['demo', 'demo']);
+  t.match(await call('explain', who('reader', { stream: 'newsletter' })), { recipient: { answer: 'no', rule: 'tenant-suspended' } });
+  t.same(await call('resume', { tenant: 'demo' }), { resumed: true });
+  t.same(await call('resume', { tenant: 'demo' }), { resumed: false });
+  await t.rejects(call('suspend', { tenant: 'demo' }), { message: /cause is missing/ });
+  await t.rejects(call('resume', { tenant: 'x' }), { message: /no tenant "x"/ });
+});
+
+t.test('ledger: receipts and the checkpoint', async (t) => {
+  const given = await call('ledger.receipt', who('reader', { purpose: 'newsletter' }));
+  t.match(JSON.parse(given['payload']), { event: 'consent', event_state: 'given', purpose: 'newsletter' });
+  t.match(given['policy'], { purposes: ['newsletter', 'receipts'], text: String });
+  const { verdict } = await import(`${'../../scripts/verify-receipt.mjs'}?functions`) as { verdict: (read: () => string, key?: string) => { good: boolean; checks: { check: string }[] } };
+  const checked = verdict(() => JSON.stringify(given), given['verifier_key']);
+  t.ok(checked.good);
+  t.same(checked.checks.map(({ check }) => check), ['format', 'key', 'signature', 'size', 'inclusion', 'policy'].filter((name) => checked.checks.some(({ check }) => check === name)));
+  t.ok(checked.checks.some(({ check }) => check === 'policy'), 'text and permissions of the policy are proved too');
+  t.match(await call('ledger.receipt', { tenant: 'demo', leaf: given['leaf'] }), { payload: given['payload'] });
+  await call('consent.withdraw', who('german'));
+  t.match(JSON.parse((await call('ledger.receipt', who('german', { purpose: 'newsletter' })))['payload']), { event: 'withdrawal', supersedes: Number }, 'the last word');
+  const checkpoint = await call('ledger.checkpoint', { tenant: 'demo' });
+  t.match(checkpoint, { size: Number, checkpoint: /^relay\.demo\.example\/ledger\// });
+  t.equal(checkpoint['verifier_key'], given['verifier_key']);
+  for (const [params, text] of [
+    [{ tenant: 'demo' }, /say which: --rcpt with --purpose, or --leaf/], [{ tenant: 'demo', leaf: 99_999 }, /no leaf 99999/], [{ tenant: 'demo', leaf: null }, /whole number/],
+    [who('stranger', { purpose: 'newsletter' }), /nothing is on record/], [who('reader', { purpose: 'x' }), /"x" is in no policy/],
+  ] as const) await t.rejects(call('ledger.receipt', params), { code: 'E_CONTROL', message: text });
+});
+
+t.test('ledger verify: good while it grows, and a changed journal file is named', async (t) => {
+  let more = true;
+  const growing = (async () => {
+    for (; more;) await desk.ledger.note('demo', 'admin', 'test', { act: 'meanwhile' });
+  })();
+  for (let i = 0; i < 20; i++) t.match(await call('ledger.verify'), { ok: true }, 'appending is no tampering');
+  more = false;
+  await growing;
+  desk.journal.record(newEvent('consent', systemClock, { tenant: 'demo', reason: 'a line to change' }));
+  await stores.close();
+  await open();
+  t.match(await call('ledger.verify', { tenant: 'demo' }), { ok: true, tenants: [{ tenant: 'demo', journal: { compared: 1, gone: 0 } }] });
+  const events = join(grounds.dataDir, 'events');
+  const file = join(events, readdirSync(events).filter((name) => name.endsWith('.jsonl')).sort()[0] ?? '');
+  const before = readFileSync(file, 'utf8');
+  writeFileSync(file, before.replace('a line to change', 'a line I changed'));
+  const changed = await call('ledger.verify', { tenant: 'demo' });
+  t.match(changed, { ok: false, tenants: [{ ok: false, first_bad: Number, reason: /some were changed/ }] });
+  writeFileSync(file, before.slice(0, before.indexOf('\n') + 1));
+  t.match((await call('ledger.verify', { tenant: 'demo' }))['tenants'][0].reason, /holds \d+ lines of this tenant, not \d+/);
+  writeFileSync(file, before);
+  const leaf = await desk.ledger.log.entry('demo', changed['tenants'][0].first_bad);
+  t.match(JSON.parse(leaf?.payload ?? '{}'), { event: 'journal' });
+  t.match(await call('ledger.verify'), { ok: true });
+  await t.rejects(call('ledger.verify', { tenant: 'x' }), { message: /no tenant "x"/ });
+});
