@@ -319,6 +319,8 @@ export class TenantLogs {
     const commitment = commitmentOf(value);
     if (value[1] === EMPTIED) return value.length === HEAD_OCTETS ? { leaf, commitment } : undefined;
     const slot = value[1] === 1 ? value.readUIntBE(2, 5) : undefined;
+    // A slot that never was is no destroyed one.
+    if (slot !== undefined && slot >= this.#parts.people.slots(tenant)) return undefined;
     const secret = slot === undefined ? NO_PERSON : this.#parts.people.evidence(tenant, slot);
     if (secret === undefined) return { leaf, commitment, ...(slot !== undefined && { slot }) };
     const stream = keyStream(this.#parts.keyring.tenant(tenant).evidence, secret, leaf, SALT_OCTETS + value.length - HEAD_OCTETS);

@@ -162,7 +162,9 @@ class StoredLedger implements Ledger {
     if (secrets === undefined) return { kind: 'kept', record };
     const leaf = turn.log.append(consentPayload('consent', entry, record, entry.hashes, before?.leaf), secrets);
     turn.put(key, encodeConsent({ record, slot: secrets.slot, leaf }, veils.people, secrets.person));
-    if (entry.state === 'given') this.#liftOlder(turn, suppressed, entry, record.givenAt);
+    // The same yes told again is no answer to the unsubscribe that came after it, whatever the clock said then.
+    const toldAgain = before?.record.state === 'given' && record.givenAt <= before.record.givenAt;
+    if (entry.state === 'given' && !toldAgain) this.#liftOlder(turn, suppressed, entry, record.givenAt);
     return { kind: 'recorded', record };
   }
 
@@ -198,7 +200,8 @@ class StoredLedger implements Ledger {
         if (before === undefined || before.record.state === 'withdrawn' || before.record.state === 'refused') continue;
         const secrets = this.#secrets(tenant, before.slot);
         if (secrets === undefined) continue;
-        const record: ConsentRecord = { ...before.record, state: 'withdrawn', changedAt: now };
+        // Never earlier than what it takes back, however the clock was set: a no must stand against that yes told again.
+        const record: ConsentRecord = { ...before.record, state: 'withdrawn', changedAt: Math.max(now, before.record.givenAt) };
         const leaf = turn.log.append(consentPayload('withdrawal', { by }, record, hashes, before.leaf), secrets);
         turn.put(key, encodeConsent({ record, slot: secrets.slot, leaf }, veils.people, secrets.person));
         changed++;
