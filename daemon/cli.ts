@@ -8,7 +8,7 @@ import { callControl, operationsOf } from './admin/index.ts';
 import { MailError } from './mail/index.ts';
 import { openLog, systemClock } from './runtime/index.ts';
 import { controlSocket, openStores, serve } from './main.ts';
-import { addCredential, describeSettings, formatProblem, loadSettings, type Settings } from './settings/index.ts';
+import { addApiToken, addCredential, API_SCOPES, describeSettings, diffPolicies, formatProblem, loadSettings, type Settings, type Tenant } from './settings/index.ts';
 import { dnsRecords, generateKey } from './sign/index.ts';
 import { show, table } from './admin/index.ts';
 
@@ -149,6 +149,16 @@ command(group('credential', 'SMTP AUTH credentials'), 'create', 'make a credenti
     print(options, { username: options.username, secret: made.secret }, () => `username  ${options.username}\nsecret    ${made.secret}\nThe secret is not kept anywhere: store it now.`);
   }));
 
+command(group('token', 'tokens of the HTTP API'), 'create', 'make a token; its secret is printed once and only its hash is kept')
+  .requiredOption('--tenant <id>').requiredOption('--id <name>', 'what the token is called in the log and in the configuration')
+  .addOption(new Option('--scope <scope...>', 'what it may do').choices(API_SCOPES).makeOptionMandatory())
+  .action(run(async (options: Common & { tenant: string; id: string; scope: readonly string[] }) => {
+    const { secret } = addApiToken(configDir(options), options.tenant, { id: options.id, scopes: options.scope });
+    // Before anything else can fail: it is kept nowhere.
+    print(options, { id: options.id, secret }, () => `token   ${options.id}\nsecret  ${secret}\nThe secret is not kept anywhere: store it now.`);
+    await ask(options, 'token.created', { tenant: options.tenant, id: options.id, scopes: options.scope });
+  }));
+
 command(group('dkim', 'signing keys'), 'keygen', 'make a DKIM key; prints the TXT record to publish')
   .addOption(new Option('--kind <kind>', 'algorithm').choices(['rsa', 'ed25519']).default('rsa'))
   .requiredOption('--out <file>', 'where the private key goes (mode 0600, never overwritten)')
@@ -211,6 +221,41 @@ command(suppression, 'list', 'list suppressions (by keyed hash: addresses are no
   .action(simple('suppress.list'));
 command(suppression, 'import <file>', 'import suppressions from CSV (header line) or NDJSON').requiredOption('--tenant <id>')
   .action(run((file: string, options: Common & { tenant: string }) => importFile('suppress.import', file, options)));
+
+const subject = group('subject', 'what a person may ask of a tenant');
+person(subject, 'export', 'print everything that is held of a person, as JSON: consents, suppressions, log, events, waiting mail').option('--out <file>', 'write it there (never over a file)')
+  .action(run(async (options: Common & { out?: string }) => {
+    const result = await ask(options, 'subject.export', { ...options });
+    const document = JSON.stringify(result, undefined, options.json === true ? 0 : 2);
+    if (options.out === undefined) process.stdout.write(`${document}\n`);
+    else {
+      writeNew(options.out, `${document}\n`);
+      print(options, { file: options.out }, () => `written to ${options.out ?? ''}`);
+    }
+  }));
+person(subject, 'erase', 'forget a person for good; a suppression stays, so that nobody mails them again').option('--yes', 'really').action(simple('subject.erase'));
+person(subject, 'restrict', 'do not use a person\'s data: no mail until it is lifted').option('--off', 'lift it').action(simple('subject.restrict'));
+
+const policy = group('policy', 'versions of a tenant\'s privacy policy');
+command(policy, 'list', 'list the versions: which is in force, and what others wait for').requiredOption('--tenant <id>').action(run(async (options: Common) => {
+  const result = await ask(options, 'policy.list', { ...options }) as { policies: Record<string, unknown>[] };
+  print(options, result, () => table(result.policies));
+}));
+command(policy, 'diff <from> <to>', 'say in words what one version changes against another').requiredOption('--tenant <id>')
+  .action(run((from: string, to: string, options: Common & { tenant: string }) => {
+    const known = settingsOf(options).tenants.get(options.tenant);
+    if (known === undefined) throw new MailError('E_CONTROL', `no tenant ${JSON.stringify(options.tenant)}; there are: ${[...settingsOf(options).tenants.keys()].join(', ')}`);
+    const diff = diffPolicies(versionOf(known, from), versionOf(known, to));
+    print(options, diff, () => [
+      ...diff.narrows.map((line) => `- ${line}`), ...diff.widens.map((line) => `+ ${line}`), ...(diff.narrows.length + diff.widens.length === 0 ? ['nobody is treated otherwise'] : []),
+      diff.text === 'same' ? 'the text is the same' : 'the text is another',
+    ].join('\n'));
+  }));
+command(policy, 'publish <version>', 'say that a version\'s page is published, where the daemon cannot see it').requiredOption('--tenant <id>')
+  .action(run(async (version: string, options: Common) => {
+    const result = await ask(options, 'policy.publish', { ...options, version });
+    print(options, result, () => show(result));
+  }));
 
 // ---- the ledger ----------------------------------------------------------------------------------
 
@@ -284,7 +329,35 @@ command(tenant, 'resume <id>', 'let a suspended tenant go on').action(run(async 
   print(options, result, () => show(result));
 }));
 
+command(tenant, 'export <id>', 'write everything of a tenant to one file, sealed with a passphrase: it holds the tenant\'s keys').requiredOption('--out <file>', 'where to (never over a file)')
+  .option('--passphrase-file <file>', 'what it is sealed with; - for standard input')
+  .addOption(new Option('--clear', 'do not seal it: whoever reads the file can read everything').conflicts('passphraseFile'))
+  .action(run((id: string, options: Common & { out: string; passphraseFile?: string; clear?: boolean }) =>
+    transfer('tenant.export', options, { tenant: id, file: resolve(options.out), ...(options.clear === true && { clear: true }) })));
+command(tenant, 'import <file>', 'bring in a tenant from what an export wrote').option('--passphrase-file <file>', 'what it was sealed with; - for standard input')
+  .action(run((file: string, options: Common & { passphraseFile?: string }) => transfer('tenant.import', options, { file: resolve(file) })));
+command(tenant, 'delete <id>', 'destroy a suspended tenant that is not configured any more: its keys, records and mail').option('--yes', 'really')
+  .action(run((id: string, options: Common & { yes?: boolean }) => transfer('tenant.delete', options, { tenant: id, yes: options.yes === true })));
+
 command(root, 'status', 'show what the daemon is doing').action(simple('status'));
+
+function versionOf({ id, policies }: Tenant, version: string): Tenant['policies'][number] {
+  const found = policies.find((known) => known.version === version);
+  if (found === undefined) throw new MailError('E_CONTROL', `tenant ${id} has no policy version ${JSON.stringify(version)}; it has: ${policies.map((known) => known.version).join(', ')}`);
+  return found;
+}
+
+/** A whole tenant on its way: long enough to tell how far it is. */
+async function transfer(op: string, options: Common & { readonly passphraseFile?: string }, params: Record<string, unknown>): Promise<void> {
+  // An editor ends the line; nobody means that to be part of it.
+  const passphrase = options.passphraseFile === undefined ? undefined : readInput(options.passphraseFile).toString('utf8').replace(/\r?\n$/, '');
+  const tty = process.stderr.isTTY && options.json !== true;
+  const result = await ask(options, op, { ...params, ...(passphrase !== undefined && { passphrase }) }, ({ lines }) => {
+    if (tty) process.stderr.write(`\r${String(lines)} lines`);
+  });
+  if (tty) process.stderr.write('\r\x1b[K');
+  print(options, result, () => show(result));
+}
 
 function simple(op: string): (options: Common & Record<string, unknown>) => Promise<void> {
   return run(async (options: Common & Record<string, unknown>) => {

@@ -63,7 +63,7 @@ export async function importTenant(desk: Desk, params: Params, progress: Progres
     const suspension = await desk.ledger.suspension(imported.tenant);
     return {
       ...imported, suspended: suspension !== undefined,
-      next: `put the policies (with their texts) and tenants/${imported.tenant}.yaml in place and reload${suspension === undefined ? '' : `; it is suspended (${suspension.cause}) until \`postern resume ${imported.tenant}\``}`,
+      next: `put the policies (with their texts) and tenants/${imported.tenant}.yaml in place and reload${suspension === undefined ? '' : `; it is suspended (${suspension.cause}) until \`postern tenant resume ${imported.tenant}\``}`,
     };
   } finally {
     source.destroy();

@@ -1,9 +1,10 @@
-// Whole tenants: stopped and let go on. Callers may rely on: a suspension ends open sessions at once and
+// Whole tenants: stopped and let go on, taken elsewhere, ended. Callers may rely on: a suspension ends open sessions at once and
 // keeps its first cause; recipients can still unsubscribe.
 import { API_SCOPES } from '../settings/index.ts';
 import type { Operation } from './control.ts';
 import { noteAct, record, type Desk } from './desk.ts';
 import { required, tenantOf, wrong } from './params.ts';
+import { deleteTenant, exportTenant, importTenant } from './tenant-transfer.ts';
 
 export function tenantOperations(desk: Desk): Readonly<Record<string, Operation>> {
   return {
@@ -20,6 +21,9 @@ export function tenantOperations(desk: Desk): Readonly<Record<string, Operation>
       if (resumed) record(desk, 'resumed', tenant, undefined, 'by the operator');
       return { resumed };
     },
+    'tenant.export': (params, progress) => exportTenant(desk, params, progress),
+    'tenant.import': (params, progress) => importTenant(desk, params, progress),
+    'tenant.delete': (params, progress) => deleteTenant(desk, params, progress),
     // The token is made in the tenant's file by whoever may write there; this puts it into the tenant's log.
     'token.created': async (params) => {
       const tenant = tenantOf(desk, params);
