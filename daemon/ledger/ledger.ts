@@ -61,6 +61,25 @@ export interface ListedSuppression extends Suppression {
   readonly width: 'address' | 'family';
 }
 
+/** How far the import of one file has come: everything before `octets` is on record. */
+export interface ImportProgress {
+  readonly octets: number;
+  /** Of the row that comes next; 1 is the first of the file. */
+  readonly line: number;
+  readonly rows: number;
+  readonly recorded: number;
+  readonly kept: number;
+  readonly refused: number;
+}
+
+/** What is written about an import in the transaction of its rows. */
+export interface ImportMark {
+  /** What names the file among the tenant's imports: 64 hex digits. */
+  readonly file: string;
+  /** Told how many of the rows changed something; undefined: the import is done. */
+  readonly progress: (recorded: number) => ImportProgress | undefined;
+}
+
 /** All promises reject with MailError E_STORE when the store fails. */
 export interface Ledger {
   hashes(tenant: string, address: Address): AddressHashes;
@@ -69,7 +88,7 @@ export interface Ledger {
   /** Records a consent, a refusal or a request that still has to be confirmed. */
   give(tenant: string, entry: ConsentEntry): Promise<ConsentResult>;
   /** The same for many, in one durable transaction: all of them or none. */
-  giveAll(tenant: string, entries: readonly ConsentEntry[]): Promise<readonly ConsentResult[]>;
+  giveAll(tenant: string, entries: readonly ConsentEntry[], mark?: ImportMark): Promise<readonly ConsentResult[]>;
   /** Withdraws this purpose or all (`*`). @returns how many records changed */
   withdraw(tenant: string, purpose: string, hashes: AddressHashes, by: string): Promise<number>;
   /** Every consent record of this person, by purpose, with how it came about. */
@@ -85,7 +104,9 @@ export interface Ledger {
   erase(tenant: string, hashes: AddressHashes, by: string, keepEvidenceMs?: number): Promise<number>;
 
   suppress(tenant: string, entry: SuppressionEntry): Promise<Suppression>;
-  suppressAll(tenant: string, entries: readonly SuppressionEntry[]): Promise<readonly Suppression[]>;
+  suppressAll(tenant: string, entries: readonly SuppressionEntry[], mark?: ImportMark): Promise<readonly Suppression[]>;
+  /** Where an import of this file stopped; undefined when none did. */
+  importProgress(tenant: string, file: string): Promise<ImportProgress | undefined>;
   /** Lifts what matches, for this person in either width. @returns how many were lifted */
   lift(tenant: string, hashes: AddressHashes, by: string, only?: { readonly scope?: SuppressionScope; readonly cause?: SuppressionCause }): Promise<number>;
   list(tenant: string): AsyncIterable<ListedSuppression>;

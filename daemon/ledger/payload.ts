@@ -7,12 +7,23 @@ import type { ConsentRecord, Evidence, Suppression } from './records.ts';
 
 const iso = (at: Instant): string => new Date(at).toISOString();
 
+let lastAt = 0;
+let lastText = iso(lastAt);
+
+/** The same for the time of recording, which a whole batch has in common. */
+function isoNow(at: Instant): string {
+  if (at === lastAt) return lastText;
+  lastText = iso(at);
+  lastAt = at;
+  return lastText;
+}
+
 /** A consent given, asked for or refused, or its withdrawal; `supersedes` is the leaf that spoke of it before. */
 export function consentPayload(event: 'consent' | 'withdrawal', entry: Pick<ConsentEntry, 'by'> & Partial<Pick<ConsentEntry, 'method' | 'evidence'>>, record: ConsentRecord, hashes: AddressHashes, supersedes: number | undefined): string {
   const { evidence, method } = entry;
   return JSON.stringify({
     event,
-    recorded_at: iso(record.changedAt),
+    recorded_at: isoNow(record.changedAt),
     by: entry.by,
     pii_principal_id: hashes.consent.toString('hex'),
     purpose: record.purpose,
@@ -70,12 +81,12 @@ export function readConsentPayload(payload: string | undefined): ConsentTold | u
 /** A suppression, or the lifting of one. */
 export function suppressionPayload(event: 'suppression' | 'lift', suppression: Suppression, hash: Buffer, by: string, at: Instant): string {
   return JSON.stringify({
-    event, recorded_at: iso(at), by, pii_principal_id: hash.toString('hex'), cause: suppression.cause, scope: suppression.scope, since: iso(suppression.since),
+    event, recorded_at: isoNow(at), by, pii_principal_id: hash.toString('hex'), cause: suppression.cause, scope: suppression.scope, since: iso(suppression.since),
     until: suppression.until === undefined ? undefined : iso(suppression.until),
   });
 }
 
 /** Anything that is about no person. */
 export function notePayload(event: string, by: string, at: Instant, fields: Readonly<Record<string, unknown>>): string {
-  return JSON.stringify({ event, recorded_at: iso(at), by, ...fields });
+  return JSON.stringify({ event, recorded_at: isoNow(at), by, ...fields });
 }

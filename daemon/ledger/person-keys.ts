@@ -3,7 +3,9 @@
 // and .evidence, slot after slot. Callers may rely on: a slot is on disk before its number is given out,
 // is never given out twice, and destroy() has overwritten it with zeros on disk when it resolves; a slot
 // of zeros, or one the file does not have, reads as undefined. The person secrets are kept in memory,
-// 16 octets each, because every decision needs one; evidence is read from the file.
+// 16 octets each, because every decision needs one; evidence is read from the file, a block at a time,
+// because a log is read in the order it was written in. Slots that an import made ready and did not need
+// when the process ended stay empty for ever: 32 octets each.
 import { closeSync, fstatSync, mkdirSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs';
 import { fdatasync } from 'node:fs';
 import { join } from 'node:path';
@@ -15,6 +17,11 @@ import { SECRET_OCTETS } from './veil.ts';
 const syncData = promisify(fdatasync);
 // Secrets are held in blocks of 1 MiB, so that a growing tenant never has its memory copied.
 const BLOCK_SLOTS = 65_536;
+// 8 KiB: reading them costs no more than reading 16 octets.
+const EVIDENCE_SLOTS = 512;
+// Who asks for this many asks again soon; eight times as many are made ready with one sync.
+const MANY_SLOTS = 500;
+const READY_SLOTS = 8_192;
 
 export type KeyClass = 'person' | 'evidence';
 
@@ -27,6 +34,8 @@ export interface NewSlot {
 export interface PersonKeys {
   /** New slots with fresh secrets, durable when it resolves. */
   allocate(tenant: string, count: number): Promise<readonly NewSlot[]>;
+  /** Takes back slots of allocate() on which no row relies. */
+  giveBack(tenant: string, slots: readonly NewSlot[]): void;
   /** Takes secrets over from an export, as new slots; zeros stay zeros. */
   adopt(tenant: string, secrets: readonly { readonly person: Buffer; readonly evidence: Buffer }[]): Promise<readonly NewSlot[]>;
   person(tenant: string, slot: number): Buffer | undefined;
@@ -50,8 +59,13 @@ interface Files {
   readonly evidence: number;
   slots: number;
   readonly blocks: Buffer[];
+  /** On disk, and given to nobody; the next one is the last. */
+  ready: NewSlot[];
+  /** The evidence secrets read last; empty when they may have changed. */
+  readonly evidenceRead: { first: number; octets: Buffer };
 }
 
+const EMPTY = Buffer.alloc(0);
 const NOTHING = Buffer.alloc(SECRET_OCTETS);
 
 class FilePersonKeys implements PersonKeys {
@@ -62,13 +76,27 @@ class FilePersonKeys implements PersonKeys {
     this.#dir = dir;
   }
 
-  allocate(tenant: string, count: number): Promise<readonly NewSlot[]> {
-    return this.adopt(tenant, Array.from({ length: count }, () => ({ person: randomOctets(SECRET_OCTETS), evidence: randomOctets(SECRET_OCTETS) })));
+  async allocate(tenant: string, count: number): Promise<readonly NewSlot[]> {
+    const files = this.#open(tenant);
+    const taken = files.ready.splice(Math.max(0, files.ready.length - count)).toReversed();
+    const missing = count - taken.length;
+    if (missing === 0) return taken;
+    const made = await this.adopt(tenant, Array.from({ length: count < MANY_SLOTS ? missing : Math.max(missing, READY_SLOTS) }, freshSecrets));
+    // Others may have refilled it while these were written.
+    files.ready = [...files.ready, ...made.slice(missing).toReversed()];
+    return [...taken, ...made.slice(0, missing)];
+  }
+
+  giveBack(tenant: string, slots: readonly NewSlot[]): void {
+    const files = this.#tenants.get(tenant);
+    // Of a tenant that was deleted meanwhile, and perhaps made anew, nothing comes back.
+    if (files !== undefined) files.ready = [...files.ready, ...slots.filter(({ slot, person }) => this.person(tenant, slot)?.equals(person)).toReversed()];
   }
 
   async adopt(tenant: string, secrets: readonly { readonly person: Buffer; readonly evidence: Buffer }[]): Promise<readonly NewSlot[]> {
     if (secrets.length === 0) return [];
     const files = this.#open(tenant);
+    files.evidenceRead.octets = EMPTY;
     // The numbers are taken at once, so that two callers never share a slot; what a failure leaves is a gap.
     const first = files.slots;
     files.slots += secrets.length;
@@ -94,17 +122,27 @@ class FilePersonKeys implements PersonKeys {
   }
 
   evidence(tenant: string, slot: number): Buffer | undefined {
-    const secret = Buffer.alloc(SECRET_OCTETS);
-    readSync(this.#open(tenant).evidence, secret, 0, SECRET_OCTETS, slot * SECRET_OCTETS);
-    return secret.equals(NOTHING) ? undefined : secret;
+    const files = this.#tenants.get(tenant) ?? this.#open(tenant);
+    const read = files.evidenceRead;
+    const at = (slot % EVIDENCE_SLOTS) * SECRET_OCTETS;
+    if (read.first !== slot - (slot % EVIDENCE_SLOTS) || at >= read.octets.length) {
+      const octets = Buffer.allocUnsafe(EVIDENCE_SLOTS * SECRET_OCTETS);
+      read.first = slot - (slot % EVIDENCE_SLOTS);
+      read.octets = octets.subarray(0, readSync(files.evidence, octets, 0, octets.length, read.first * SECRET_OCTETS));
+    }
+    // A copy: the block is read over. What a torn write left of a slot is no secret.
+    const secret = Buffer.from(read.octets.subarray(at, at + SECRET_OCTETS));
+    return secret.length < SECRET_OCTETS || secret.equals(NOTHING) ? undefined : secret;
   }
 
   async destroy(tenant: string, slots: readonly number[], classes: readonly KeyClass[]): Promise<void> {
     const files = this.#open(tenant);
+    files.evidenceRead.octets = EMPTY;
     for (const name of classes) {
       for (const slot of slots) if (slot < files.slots) writeSync(files[name], NOTHING, 0, SECRET_OCTETS, slot * SECRET_OCTETS);
       await syncData(files[name]);
     }
+    files.evidenceRead.octets = EMPTY;
     if (classes.includes('person')) for (const slot of slots) this.#remember(files, slot, NOTHING);
   }
 
@@ -150,7 +188,7 @@ class FilePersonKeys implements PersonKeys {
       const open = (name: KeyClass): number => openSync(this.#file(tenant, name), 'a+', 0o600);
       // Not append mode for writing: slots are overwritten in place. `a+` only makes the file where it is missing.
       for (const name of ['person', 'evidence'] as const) closeSync(open(name));
-      const files: Files = { person: openSync(this.#file(tenant, 'person'), 'r+'), evidence: openSync(this.#file(tenant, 'evidence'), 'r+'), slots: 0, blocks: [] };
+      const files: Files = { person: openSync(this.#file(tenant, 'person'), 'r+'), evidence: openSync(this.#file(tenant, 'evidence'), 'r+'), slots: 0, blocks: [], ready: [], evidenceRead: { first: 0, octets: EMPTY } };
       // The longer of the two: a crash between two writes leaves one behind, and no slot is given out twice.
       files.slots = Math.max(...[files.person, files.evidence].map((fd) => Math.ceil(fstatSync(fd).size / SECRET_OCTETS)));
       for (let slot = 0; slot < files.slots; slot += BLOCK_SLOTS) {
@@ -164,4 +202,8 @@ class FilePersonKeys implements PersonKeys {
       throw new MailError('E_KEY_UNREADABLE', `the people's keys of ${tenant}: ${String(cause)}`, { cause });
     }
   }
+}
+
+function freshSecrets(): { readonly person: Buffer; readonly evidence: Buffer } {
+  return { person: randomOctets(SECRET_OCTETS), evidence: randomOctets(SECRET_OCTETS) };
 }

@@ -10,7 +10,7 @@ import type { Policy } from '../settings/index.ts';
 import type { LedgerStore, StoreWrite } from '../store/index.ts';
 import { AddressHash } from './address-hash.ts';
 import { Erasures } from './erasure.ts';
-import type { ConsentEntry, ConsentResult, Facts, Ledger, ListedSuppression, SuppressionEntry } from './ledger.ts';
+import type { ConsentEntry, ConsentResult, Facts, ImportMark, ImportProgress, Ledger, ListedSuppression, SuppressionEntry } from './ledger.ts';
 import { LogWriter, TenantLogs, type LogEntry } from './log.ts';
 import { consentPayload, notePayload, readConsentPayload, suppressionPayload } from './payload.ts';
 import { openPersonKeys, type NewSlot, type PersonKeys } from './person-keys.ts';
@@ -19,7 +19,7 @@ import {
   decodeConsent, decodeSuppressions, decodeSuspension, encodeConsent, encodeSuppressions, encodeSuspension, slotOf,
   type ConsentRecord, type ConsentRow, type ConsentStatement, type Suppression, type SuppressionCause, type SuppressionScope, type Suspension,
 } from './records.ts';
-import { HASH_AT, REST_AT, TABLE, consentKey, rowKey } from './row-keys.ts';
+import { HASH_AT, REST_AT, TABLE, consentKey, namedKey, rowKey } from './row-keys.ts';
 import { openTransfers, refusalOf, type TenantTransfers } from './transfer.ts';
 
 export interface LedgerParts {
@@ -132,33 +132,36 @@ class StoredLedger implements Ledger {
     return result;
   }
 
-  async giveAll(tenant: string, entries: readonly ConsentEntry[]): Promise<readonly ConsentResult[]> {
-    if (entries.length === 0) return [];
+  async giveAll(tenant: string, entries: readonly ConsentEntry[], mark?: ImportMark): Promise<readonly ConsentResult[]> {
+    if (entries.length === 0 && mark === undefined) return [];
     const keys = entries.map(({ hashes, purpose }) => consentKey(tenant, hashes, purpose));
     const suppressed = entries.map(({ hashes }) => rowKey(TABLE.suppressed, tenant, hashes.suppression));
-    const before = await this.#store.getMany(keys);
-    const isNew = (octets: Buffer | undefined): boolean => octets === undefined || this.#people.person(tenant, slotOf(octets)) === undefined;
-    // Before the transaction: a secret must be on disk before a row relies on it.
-    const fresh = [...await this.#people.allocate(tenant, before.filter(isNew).length)];
-    const slots = before.map((octets) => (isNew(octets) ? fresh.pop() : undefined));
     const now = this.#clock.now();
     const veils = this.#keyring.tenant(tenant);
+    // Before the transaction: a secret must be on disk before a row relies on it. Which rows are new only the
+    // transaction knows; what it does not need goes back.
+    const slots = await this.#people.allocate(tenant, entries.length);
     let results: ConsentResult[] = [];
+    let used = 0;
+    const slot = (): NewSlot => slots[used++] ?? fail();
     await this.#change(tenant, [...keys, ...suppressed], (turn) => {
-      results = entries.map((entry, i) => this.#giveOne(tenant, turn, entry, { key: keys[i] ?? Buffer.of(), suppressed: suppressed[i] ?? Buffer.of(), slot: slots[i], now, veils }));
+      used = 0;
+      results = entries.map((entry, i) => this.#giveOne(tenant, turn, entry, { key: keys[i] ?? Buffer.of(), suppressed: suppressed[i] ?? Buffer.of(), slot, now, veils }));
+      if (mark !== undefined) putMark(turn, tenant, mark, results.filter(({ kind }) => kind === 'recorded').length);
     });
+    this.#people.giveBack(tenant, slots.slice(used));
     return results;
   }
 
   #giveOne(tenant: string, turn: Turn, entry: ConsentEntry, { key, suppressed, slot, now, veils }: {
-    readonly key: Buffer; readonly suppressed: Buffer; readonly slot: NewSlot | undefined; readonly now: Instant; readonly veils: TenantKeys;
+    readonly key: Buffer; readonly suppressed: Buffer; readonly slot: () => NewSlot; readonly now: Instant; readonly veils: TenantKeys;
   }): ConsentResult {
     const octets = turn.get(key);
     const before = octets === undefined ? undefined : this.#row(tenant, entry.purpose, octets);
     const record = recordOf(entry, String(turn.log.next), now);
     if (before !== undefined && mustKeep(before.record, record)) return { kind: 'kept', record: before.record };
-    const secrets = before === undefined ? slot : this.#secrets(tenant, before.slot);
-    // Only when another caller erased the person between the look and the transaction.
+    const secrets = before === undefined ? slot() : this.#secrets(tenant, before.slot);
+    // Only while the person is being erased.
     if (secrets === undefined) return { kind: 'kept', record };
     const leaf = turn.log.append(consentPayload('consent', entry, record, entry.hashes, before?.leaf), secrets);
     turn.put(key, encodeConsent({ record, slot: secrets.slot, leaf }, veils.people, secrets.person));
@@ -248,8 +251,8 @@ class StoredLedger implements Ledger {
     return made;
   }
 
-  async suppressAll(tenant: string, entries: readonly SuppressionEntry[]): Promise<readonly Suppression[]> {
-    if (entries.length === 0) return [];
+  async suppressAll(tenant: string, entries: readonly SuppressionEntry[], mark?: ImportMark): Promise<readonly Suppression[]> {
+    if (entries.length === 0 && mark === undefined) return [];
     const now = this.#clock.now();
     const hashOf = ({ cause, hashes }: SuppressionEntry): Buffer => (WIDTH[cause] === 'address' ? hashes.suppression : hashes.family);
     const fresh = entries.map(({ scope, cause, until, by }): Suppression => ({ id: newId(now), scope, cause, since: now, ...(until !== undefined && { until }), by }));
@@ -258,8 +261,14 @@ class StoredLedger implements Ledger {
     let results: Suppression[] = [];
     await this.#change(tenant, keys, (turn) => {
       results = entries.map((entry, i) => suppressOne(turn, keys[i] ?? Buffer.of(), hashOf(entry), fresh[i] ?? fail()));
+      if (mark !== undefined) putMark(turn, tenant, mark, results.filter(({ id }, i) => id === fresh[i]?.id).length);
     });
     return results;
+  }
+
+  async importProgress(tenant: string, file: string): Promise<ImportProgress | undefined> {
+    const [octets] = await this.#store.getMany([namedKey(TABLE.progress, tenant, file)]);
+    return octets === undefined ? undefined : JSON.parse(octets.toString('utf8')) as ImportProgress;
   }
 
   async lift(tenant: string, hashes: AddressHashes, by: string, only: { readonly scope?: SuppressionScope; readonly cause?: SuppressionCause } = {}): Promise<number> {
@@ -417,6 +426,12 @@ function ofFamily(list: readonly Suppression[]): readonly Suppression[] {
   return list.filter(({ cause }) => WIDTH[cause] === 'family');
 }
 
+/** How far an import has come changes with what it has written. */
+function putMark(turn: Turn, tenant: string, { file, progress }: ImportMark, recorded: number): void {
+  const at = progress(recorded);
+  turn.put(namedKey(TABLE.progress, tenant, file), at === undefined ? undefined : Buffer.from(JSON.stringify(at)));
+}
+
 function suppressOne(turn: Turn, key: Buffer, hash: Buffer, fresh: Suppression): Suppression {
   const octets = turn.get(key);
   const list = octets === undefined ? [] : decodeSuppressions(octets);
@@ -444,9 +459,17 @@ function mustKeep(record: ConsentRecord, fresh: ConsentRecord): boolean {
   // A no stands against every yes that is not later than it.
   if ((record.state === 'withdrawn' || record.state === 'refused') && fresh.state !== 'refused') return fresh.givenAt <= record.changedAt;
   if (record.state === 'given' && fresh.state === 'pending' && (record.expiresAt === undefined || record.expiresAt > fresh.changedAt)) return true;
+  if (agrees(record, fresh)) return true;
   // Importing last year's list again must not bring back last year's choices, nor what was withdrawn
   // before somebody asked anew (pending stands where the withdrawal stood).
   return fresh.givenAt < record.givenAt;
+}
+
+/** The same said again adds nothing, so that a list may be imported twice. */
+function agrees(record: ConsentRecord, fresh: ConsentRecord): boolean {
+  return record.givenAt === fresh.givenAt && record.state === fresh.state && record.policyHash === fresh.policyHash && record.legalBasis === fresh.legalBasis
+    && record.expiresAt === fresh.expiresAt && record.tracking.opens === fresh.tracking.opens && record.tracking.clicks === fresh.tracking.clicks
+    && record.jurisdiction === fresh.jurisdiction && (fresh.facts ?? []).every((fact) => record.facts?.includes(fact));
 }
 
 /** Of two suppressions of one scope and cause, the one that ends later; the first beginning stays. */

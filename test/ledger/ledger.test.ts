@@ -198,7 +198,7 @@ t.test('imports: good rows are taken, bad ones named, nothing withdrawn returns'
   const progress: number[] = [];
   const done = await importConsents(ledger, tenant, text(many, '\n{"email":1', '}\nnonsense\n'), { ...options, format: 'ndjson', onProgress: (p) => progress.push(p.recorded) });
   t.match(done, { rows: 1_236, recorded: 1_234, errors: 2 });
-  t.same(progress, [500, 1_000, 1_234]);
+  t.same(progress, [1_234]);
   t.match(await importSuppressions(ledger, tenant, text('email,cause,scope\na@x.example,manual,\nb@x.example,unsubscribe,purpose:news\nc@x.example,whim,\n'), options), { rows: 3, recorded: 2, errors: 1 });
   await t.rejects(importConsents(ledger, tenant, text('email,colour\n'), options), { code: 'E_CONTROL' });
   await t.rejects(importConsents(ledger, tenant, text('email\n'), options), { code: 'E_CONTROL' });
