@@ -4,13 +4,12 @@
 import { closeSync, existsSync, openSync, readFileSync, readSync, fstatSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { Command, Option } from 'commander';
-import { callControl, operationsOf } from './admin/index.ts';
+import { askPeople, callControl, changes, operationsOf, peopleText, show, table, tally, type Ask, type Decision } from './admin/index.ts';
 import { MailError } from './mail/index.ts';
 import { openLog, systemClock } from './runtime/index.ts';
 import { controlSocket, openStores, serve } from './main.ts';
 import { addApiToken, addCredential, API_SCOPES, describeSettings, diffPolicies, formatProblem, loadSettings, type Settings, type Tenant } from './settings/index.ts';
 import { dnsRecords, generateKey } from './sign/index.ts';
-import { show, table } from './admin/index.ts';
 
 interface Common {
   readonly config?: string;
@@ -68,8 +67,6 @@ function readInput(file: string): Buffer {
     throw new MailError('E_CONTROL', `${file} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
   }
 }
-
-type Ask = (op: string, params: Record<string, unknown>, onProgress?: (p: Record<string, unknown>) => void) => Promise<unknown>;
 
 /** Runs an operation in the daemon, or on the stores when no daemon runs. */
 async function ask(options: Common, ...[op, params, onProgress]: Parameters<Ask>): Promise<unknown> {
@@ -155,7 +152,9 @@ command(group('token', 'tokens of the HTTP API'), 'create', 'make a token; its s
   .action(run(async (options: Common & { tenant: string; id: string; scope: readonly string[] }) => {
     const { secret } = addApiToken(configDir(options), options.tenant, { id: options.id, scopes: options.scope });
     // Before anything else can fail: it is kept nowhere.
-    print(options, { id: options.id, secret }, () => `token   ${options.id}\nsecret  ${secret}\nThe secret is not kept anywhere: store it now.`);
+    print(options, { id: options.id, scopes: options.scope, secret }, () => [
+      `token   ${options.id}`, `secret  ${secret}`, 'The secret is not kept anywhere: store it now. Requests carry it in a header field:', `  Authorization: Bearer ${secret}`,
+    ].join('\n'));
     await ask(options, 'token.created', { tenant: options.tenant, id: options.id, scopes: options.scope });
   }));
 
@@ -188,18 +187,81 @@ const person = (parent: Command, name: string, about: string): Command =>
 
 const STEP_WORD: Readonly<Record<string, string>> = { passed: 'does not apply', decided: 'decides', shadowed: 'only tried out' };
 
-command(root, 'explain', 'say whether a recipient may be mailed on a stream, and why')
-  .requiredOption('--tenant <id>').requiredOption('--stream <id>').requiredOption('--rcpt <address>')
-  .option('--message <file>', 'judge this message too')
-  .action(run(async (options: Common & { tenant: string; stream: string; rcpt: string; message?: string }) => {
-    const message = options.message === undefined ? undefined : readInput(options.message).toString('base64');
-    const result = await ask(options, 'explain', { ...options, message }) as { recipient: { answer: string; steps?: { rule: string; result: string; says: string }[] } };
-    const { steps = [], ...verdict } = result.recipient;
-    print(options, result, () => show({
-      ...result, recipient: verdict, steps: steps.map(({ rule, result: came, says }) => ({ rule, '': STEP_WORD[came] ?? came, says })),
-    }));
+interface ExplainOptions extends Common {
+  readonly tenant?: string;
+  readonly stream?: string;
+  readonly rcpt?: readonly string[];
+  readonly list?: string;
+  readonly message?: string;
+  readonly messageId?: string;
+  readonly policy?: string;
+  readonly at?: string;
+}
+
+command(root, 'explain', 'say whether people may be mailed on a stream, and why; exit status 0 when all may (with --policy: when nobody is treated otherwise)')
+  .option('--tenant <id>').option('--stream <id>').option('--rcpt <address...>', 'a person; may be given several times')
+  .option('--list <file>', 'many people, one address a line, - for standard input').option('--message <file>', 'judge this message too')
+  .addOption(new Option('--message-id <id>', 'what was decided about a message that was taken, and what that relied on').conflicts(['stream', 'rcpt', 'list', 'message', 'policy', 'at']))
+  .option('--policy <dir>', 'a proposed configuration tree, readable by the daemon: who would be treated otherwise under it').option('--at <time>', 'as of then, such as 2027-01-01 (default: now)')
+  .action(run(async (options: ExplainOptions) => {
+    if (options.messageId !== undefined) return explainSent(options, options.messageId);
+    const { tenant: id, stream, rcpt = [], list } = options;
+    if (id === undefined || stream === undefined || (rcpt.length === 0 && list === undefined)) return offLine('explain needs --tenant, --stream and --rcpt or --list; or --message-id');
+    const message = options.message === undefined ? undefined : readLetter(options.message);
+    if (rcpt.length > 1 || list !== undefined || options.policy !== undefined || options.at !== undefined) return explainMany(options, message);
+    const result = await ask(options, 'explain', { tenant: id, stream, rcpt: rcpt[0], message }) as { recipient: { answer: string } & Steps; message?: Steps };
+    print(options, result, () => show({ ...result, recipient: readable(result.recipient), ...(result.message !== undefined && { message: readable(result.message) }) }));
     process.exitCode = result.recipient.answer === 'yes' ? 0 : 1;
   }));
+
+interface Steps {
+  readonly steps?: readonly { readonly rule: string; readonly result: string; readonly says: string }[];
+}
+
+/** A verdict with its steps in words. */
+function readable({ steps = [], ...verdict }: Steps): object {
+  return { ...verdict, steps: steps.map(({ rule, result, says }) => ({ rule, '': STEP_WORD[result] ?? result, says })) };
+}
+
+/** The command line is off: says so, with exit status 2. */
+function offLine(text: string): never {
+  return root.error(`error: ${text}`);
+}
+
+// A request holds a megabyte, and base64 makes four octets of three.
+const LETTER_OCTETS = 700_000;
+
+function readLetter(file: string): string {
+  const raw = readInput(file);
+  if (raw.length > LETTER_OCTETS) throw new MailError('E_CONTROL', `${file} is larger than ${LETTER_OCTETS} octets, which is what can be asked about: leave its attachments out`);
+  return raw.toString('base64');
+}
+
+async function explainMany(options: ExplainOptions, message: string | undefined): Promise<void> {
+  const at = options.at === undefined ? undefined : Date.parse(options.at);
+  if (Number.isNaN(at)) offLine(`--at: expected a time such as 2027-01-01 or 2027-01-01T12:00:00Z, got ${JSON.stringify(options.at)}`);
+  const listed = options.list === undefined ? [] : readInput(options.list).toString('utf8').split('\n').map((line) => line.trim()).filter((line) => line !== '');
+  const { people, coming, letter } = await askPeople(await asker(options), {
+    tenant: options.tenant ?? '', stream: options.stream ?? '', rcpts: [...options.rcpt ?? [], ...listed],
+    ...(options.policy !== undefined && { proposed: resolve(options.policy) }), ...(at !== undefined && { at }), ...(message !== undefined && { message }),
+  });
+  const otherwise = changes(people);
+  if (options.json === true) {
+    for (const one of people) process.stdout.write(`${JSON.stringify(one)}\n`);
+    process.stdout.write(`${JSON.stringify({ summary: tally(people), ...(options.policy !== undefined && { changed: otherwise.length, coming }), ...letter })}\n`);
+  } else {
+    process.stdout.write(`${peopleText(people, options.policy, coming)}\n`);
+    for (const [name, verdict] of Object.entries(letter ?? {})) process.stdout.write(`\nmessage${name === 'proposed' ? `, under ${String(options.policy)}` : ''}\n${show(readable(verdict), '  ')}\n`);
+  }
+  const same = otherwise.length === 0 && (letter?.proposed === undefined || (letter.proposed.answer === letter.message.answer && letter.proposed.rule === letter.message.rule));
+  process.exitCode = (options.policy === undefined ? people.every(({ answer }) => answer === 'yes') : same) ? 0 : 1;
+}
+
+async function explainSent(options: Common, id: string): Promise<void> {
+  const result = await ask(options, 'explain.decision', { id }) as { recipients: readonly Decision[] };
+  const { recipients, ...message } = result;
+  print(options, result, () => [show(message), ...recipients.map((one) => `\n${show(one)}`)].join('\n'));
+}
 
 const consent = group('consent', 'who said yes');
 person(consent, 'add', 'record a consent given outside')

@@ -1,6 +1,9 @@
 export { callControl, serveControl, type ControlOptions, type Operation, type Operations, type Params } from './control.ts';
 export { openObserve, type ObserveOptions } from './observe.ts';
 export { show, table } from './show.ts';
+export { askPeople, type Ask } from './ask-people.ts';
+export { changes, peopleText, tally } from './explain-text.ts';
+export type { Decision, Judged, PersonJudged } from './explain.ts';
 export { operationsOf, type Desk } from './operations.ts';
 export { watchPolicies } from './policy-watch.ts';
 export { openApi, type ApiOptions } from './api/server.ts';
