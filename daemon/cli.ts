@@ -394,8 +394,10 @@ command(tenant, 'resume <id>', 'let a suspended tenant go on').action(run(async 
 command(tenant, 'export <id>', 'write everything of a tenant to one file, sealed with a passphrase: it holds the tenant\'s keys').requiredOption('--out <file>', 'where to (never over a file)')
   .option('--passphrase-file <file>', 'what it is sealed with; - for standard input')
   .addOption(new Option('--clear', 'do not seal it: whoever reads the file can read everything').conflicts('passphraseFile'))
-  .action(run((id: string, options: Common & { out: string; passphraseFile?: string; clear?: boolean }) =>
-    transfer('tenant.export', options, { tenant: id, file: resolve(options.out), ...(options.clear === true && { clear: true }) })));
+  .action(run((id: string, options: Common & { out: string; passphraseFile?: string; clear?: boolean }) => {
+    if (options.clear !== true && options.passphraseFile === undefined) return offLine('tenant export needs --passphrase-file, or --clear');
+    return transfer('tenant.export', options, { tenant: id, file: resolve(options.out), ...(options.clear === true && { clear: true }) });
+  }));
 command(tenant, 'import <file>', 'bring in a tenant from what an export wrote').option('--passphrase-file <file>', 'what it was sealed with; - for standard input')
   .action(run((file: string, options: Common & { passphraseFile?: string }) => transfer('tenant.import', options, { file: resolve(file) })));
 command(tenant, 'delete <id>', 'destroy a suspended tenant that is not configured any more: its keys, records and mail').option('--yes', 'really')
