@@ -2,17 +2,17 @@
 // forgotten (Art. 17), to be left alone while something is looked into (Art. 18). Callers may rely on: an
 // erasure is finished when it is answered, and mail that waits for the person is due at once, so that the
 // gate ends it; what remains is told. Who was forgotten is not written into the journal.
+import { setImmediate } from 'node:timers/promises';
 import type { JournalledEvent } from '../events/index.ts';
 import type { LogEntry } from '../ledger/index.ts';
 import type { AddressHashes } from '../mail/index.ts';
-import type { Tenant } from '../settings/index.ts';
 import { suppressionsOf } from './api/suppressions.ts';
 import type { Operations, Params } from './control.ts';
-import { pseudonymOf, record, type Desk } from './desk.ts';
+import { noteAct, pseudonymOf, record, type Desk } from './desk.ts';
 import { person, wrong } from './params.ts';
 
-// Messages in one read of the queue: a page of memory, whatever waits.
-const PAGE_ROWS = 1_000;
+// Rows in one read of the queue: some milliseconds, after which the mail has its turn.
+const PAGE_ROWS = 500;
 
 export function subjectOperations(desk: Desk): Operations {
   return {
@@ -23,9 +23,11 @@ export function subjectOperations(desk: Desk): Operations {
 }
 
 async function exportSubject(desk: Desk, params: Params): Promise<unknown> {
-  const { tenant, hashes } = person(desk, params);
+  const { tenant, address, hashes } = person(desk, params);
   const events: JournalledEvent[] = [];
   for await (const event of desk.journal.person(tenant.id, pseudonymOf(hashes))) events.push(event);
+  // That somebody looked is on record; at whom is not, for this leaf outlives everybody's erasure.
+  await noteAct(desk, tenant.id, 'subject-exported');
   return {
     format: 'postern-subject/1',
     exported_at: new Date(desk.clock.now()).toISOString(),
@@ -35,7 +37,7 @@ async function exportSubject(desk: Desk, params: Params): Promise<unknown> {
     suppressions: await suppressionsOf(desk, tenant, hashes),
     history: (await desk.ledger.history(tenant.id, hashes)).map(entryOf),
     events,
-    waiting: waitingFor(desk, tenant, hashes),
+    waiting: await waitingFor(desk, { tenant: tenant.id, domain: address.domain }, hashes),
   };
 }
 
@@ -44,16 +46,19 @@ function entryOf({ leaf, payload }: LogEntry): { readonly leaf: number; readonly
   return { leaf, ...(payload !== undefined && { entry: JSON.parse(payload) as unknown }) };
 }
 
-function waitingFor(desk: Desk, tenant: Tenant, { consent }: AddressHashes): readonly unknown[] {
-  const found: unknown[] = [];
+/** All of a person's mail lies in the queue of its domain. */
+async function waitingFor({ spool }: Desk, queue: { readonly tenant: string; readonly domain: string }, { consent }: AddressHashes): Promise<readonly unknown[]> {
+  // By recipient: one that is put off between two pages stands behind the cursor once more.
+  const found = new Map<string, unknown>();
   for (let after: string | undefined; ;) {
-    const rows = desk.spool.list({ tenant: tenant.id, person: consent, limit: PAGE_ROWS, ...(after !== undefined && { after }) });
+    const rows = spool.list({ ...queue, limit: PAGE_ROWS, ...(after !== undefined && { after }) });
     for (const { id, index, recipient } of rows) {
-      const { wire, evidence, attempts, nextAt, expiresAt, held, lastReply } = recipient;
-      found.push({ message_id: id, recipient: index, to: wire, evidence, attempts, next_at: nextAt, expires_at: expiresAt, held, last_reply: lastReply });
+      const { wire, hashes, evidence, attempts, nextAt, expiresAt, held, lastReply } = recipient;
+      if (hashes.consent.equals(consent)) found.set(`${id}/${index}`, { message_id: id, recipient: index, to: wire, evidence, attempts, next_at: nextAt, expires_at: expiresAt, held, last_reply: lastReply });
     }
     after = rows.at(-1)?.cursor;
-    if (rows.length < PAGE_ROWS) return found;
+    if (rows.length < PAGE_ROWS) return [...found.values()];
+    await setImmediate();
   }
 }
 
@@ -68,10 +73,11 @@ async function eraseSubject(desk: Desk, params: Params): Promise<unknown> {
   return {
     destroyed: { consent_records: records, evidence: keepEvidenceMs === 0 },
     ...(keepEvidenceMs > 0 && { evidence_kept_until: desk.clock.now() + keepEvidenceMs }),
-    waiting_mail_ended: due,
+    waiting_mail_due: due,
     remains: [
       'a suppression of cause erasure by keyed hash, so that nobody mails them again',
       keepEvidenceMs === 0 ? 'leaves of the log that nobody can open any more' : 'leaves of the log, to be opened by their number alone until the time above (keep_evidence)',
+      'mail for them that is held, which ends when it is released',
       'events under a pseudonym, until the journal is old (limits.keep_events)',
     ],
   };

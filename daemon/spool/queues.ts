@@ -109,7 +109,7 @@ export class QueueIndex {
   *scan(filter: Filter, after?: Buffer): Generator<Found> {
     const found = filter.id === undefined ? this.#scanQueues(filter, after) : this.#scanMessage(filter.id, filter, after);
     if (filter.person === undefined) yield* found;
-    else for (const one of found) if (this.#isTo(one, filter.person)) yield one;
+    else for (const one of found) if (this.isTo(one, filter.person)) yield one;
   }
 
   *#scanQueues(filter: Filter, after?: Buffer): Generator<Found> {
@@ -119,7 +119,8 @@ export class QueueIndex {
     }
   }
 
-  #isTo({ id, index }: Found, person: Buffer): boolean {
+  /** Whether one of the recipient's hashes is this one. */
+  isTo({ id, index }: Found, person: Buffer): boolean {
     const row = this.recipient(id, index);
     return row !== undefined && hashesOf(row).some((hash) => hash.equals(person));
   }

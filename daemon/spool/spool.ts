@@ -391,10 +391,17 @@ export class Spool {
   async #walk(filter: Filter, alter: (row: RecipientRow) => RecipientRow | 'remove' | undefined): Promise<number> {
     let changed = 0;
     let after: Buffer | undefined;
+    const { person, ...where } = filter;
     for (;;) {
-      const some = take(this.#index.scan(filter, after), COMMAND_ROWS);
-      after = some.at(-1)?.cursor;
+      const seen = take(this.#index.scan(where, after), COMMAND_ROWS);
+      after = seen.at(-1)?.cursor;
       if (after === undefined) return changed;
+      const some = person === undefined ? seen : seen.filter((one) => this.#index.isTo(one, person));
+      if (some.length === 0) {
+        // One person is looked for in all that waits: the mail goes on meanwhile.
+        await new Promise<void>((done) => setImmediate(done));
+        continue;
+      }
       const ready = new Map<string, { readonly queue: Buffer; readonly at: Instant }>();
       changed += await this.#committer.change(false, (draft) => {
         let count = 0;

@@ -68,7 +68,7 @@ t.test('forgotten while mail waits, under another spelling as well', async (t) =
   const lines = mx.lines.length;
   await t.rejects(grounds.control('subject.erase', who('ann@gmail.com')), { code: 'E_CONTROL', message: /for good; `postern subject export` first .* --yes/ });
   t.match(await grounds.control('subject.erase', who('ann@gmail.com', { yes: true })), {
-    destroyed: { consent_records: Number, evidence: true }, waiting_mail_ended: 2, remains: [/^a suppression of cause erasure/, /nobody can open/, /pseudonym/],
+    destroyed: { consent_records: Number, evidence: true }, waiting_mail_due: 2, remains: [/^a suppression of cause erasure/, /nobody can open/, /held/, /pseudonym/],
   });
   for (const id of [own, tagged]) t.match(await grounds.event(id, ['suppressed', 'delivered', 'failed']), { event: 'suppressed', rule: 'suppressed-erasure' });
   t.equal(mx.lines.length, lines, 'nobody was connected to');
@@ -76,7 +76,7 @@ t.test('forgotten while mail waits, under another spelling as well', async (t) =
   t.match(await subject('ann@gmail.com'), { consents: [], suppressions: [{ cause: 'erasure', scope: 'all' }], waiting: [] });
   await t.rejects(grounds.control('ledger.receipt', { tenant: 'demo', leaf: Number(before?.id) }), { message: /erased/ });
   t.match(await grounds.control('ledger.verify'), { ok: true });
-  t.match(await grounds.control('subject.erase', who('ann@gmail.com', { yes: true })), { destroyed: { consent_records: 0 }, waiting_mail_ended: 0 }, 'may be repeated');
+  t.match(await grounds.control('subject.erase', who('ann@gmail.com', { yes: true })), { destroyed: { consent_records: 0 }, waiting_mail_due: 0 }, 'may be repeated');
   await daemon.stop(); // what was recorded is on disk then
   const erased = execFileSync('grep', ['-rh', '"event":"erased"', join(grounds.dataDir, 'events')], { encoding: 'utf8' });
   t.notMatch(erased, /"person"/, 'who was forgotten is not written down');
