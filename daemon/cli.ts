@@ -1,10 +1,12 @@
 // The postern command. Commands about the configuration work on the tree alone; commands about people
 // and the queue talk to the running daemon through its socket, or open the stores themselves when none
 // runs. Exit status: 0 done, 1 the answer is no or something is wrong, 2 the command line is off.
-import { closeSync, existsSync, openSync, readFileSync, readSync, fstatSync, writeFileSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { Command, Option } from 'commander';
-import { askPeople, callControl, changes, operationsOf, peopleText, show, table, tally, type Ask, type Decision } from './admin/index.ts';
+import {
+  askPeople, callControl, changes, describeImport, importFile, operationsOf, peopleText, show, table, tally, type Ask, type Decision, type ImportFileOptions,
+} from './admin/index.ts';
 import { MailError } from './mail/index.ts';
 import { openLog, systemClock } from './runtime/index.ts';
 import { controlSocket, openStores, serve } from './main.ts';
@@ -272,8 +274,7 @@ person(consent, 'add', 'record a consent given outside')
   .action(simple('consent.add'));
 person(consent, 'withdraw', 'record a withdrawal; it holds for mail that waits, too').option('--purpose <name>', 'only this purpose').action(simple('consent.withdraw'));
 person(consent, 'show', 'print what is on record').action(simple('consent.show'));
-command(consent, 'import <file>', 'import consents from CSV (header line) or NDJSON').requiredOption('--tenant <id>')
-  .action(run((file: string, options: Common & { tenant: string }) => importFile('consent.import', file, options)));
+importing(command(consent, 'import <file>', 'import consents from CSV (header line) or NDJSON; - for standard input'), 'consent.import');
 
 const suppression = group('suppress', 'who must not be mailed');
 person(suppression, 'add', 'suppress an address').option('--cause <cause>', 'manual, objection, complaint, ...', 'manual')
@@ -281,8 +282,7 @@ person(suppression, 'add', 'suppress an address').option('--cause <cause>', 'man
 person(suppression, 'remove', 'lift an address\'s suppressions').action(simple('suppress.remove'));
 command(suppression, 'list', 'list suppressions (by keyed hash: addresses are not stored)').requiredOption('--tenant <id>').option('--limit <n>', 'rows', Number)
   .action(simple('suppress.list'));
-command(suppression, 'import <file>', 'import suppressions from CSV (header line) or NDJSON').requiredOption('--tenant <id>')
-  .action(run((file: string, options: Common & { tenant: string }) => importFile('suppress.import', file, options)));
+importing(command(suppression, 'import <file>', 'import suppressions from CSV (header line) or NDJSON; - for standard input'), 'suppress.import');
 
 const subject = group('subject', 'what a person may ask of a tenant');
 person(subject, 'export', 'print everything that is held of a person, as JSON: consents, suppressions, log, events, waiting mail').option('--out <file>', 'write it there (never over a file)')
@@ -430,47 +430,18 @@ function simple(op: string): (options: Common & Record<string, unknown>) => Prom
   });
 }
 
-/** Sends a file in chunks of whole lines, so that a file of any size passes and progress is what is done. */
-async function importFile(op: string, file: string, options: Common & { tenant: string }): Promise<void> {
-  const send = await asker(options);
-  const format = file.endsWith('.ndjson') || file.endsWith('.jsonl') ? 'ndjson' : 'csv';
-  const fd = openSync(file, 'r');
-  const size = fstatSync(fd).size;
-  const total = { recorded: 0, kept: 0, refused: [] as { line: number; reason: string }[] };
-  let header = '';
-  let rest = '';
-  let lineOffset = 0;
-  try {
-    for (let done = 0, read = 1; read > 0 || rest !== '';) {
-      const block = Buffer.allocUnsafe(CHUNK_BYTES);
-      read = readSync(fd, block);
-      done += read;
-      const text = rest + block.toString('latin1', 0, read);
-      const cut = read === 0 ? text.length : text.lastIndexOf('\n') + 1;
-      rest = text.slice(cut);
-      let body = text.slice(0, cut);
-      if (body === '') continue;
-      const lines = body.split('\n').length - 1;
-      if (format === 'csv' && header === '') header = `${body.slice(0, body.indexOf('\n')).replace(/\r$/, '')}\n`;
-      else body = header + body;
-      const result = await send(op, { tenant: options.tenant, format, text: Buffer.from(body, 'latin1').toString('base64') }) as typeof total;
-      const shift = lineOffset === 0 || header === '' ? lineOffset : lineOffset - 1;
-      total.recorded += result.recorded;
-      total.kept += result.kept;
-      for (const refused of result.refused) total.refused.push({ ...refused, line: refused.line + shift });
-      lineOffset += lines;
-      if (process.stderr.isTTY && options.json !== true) process.stderr.write(`\r${Math.round(100 * done / Math.max(size, 1))}% ${total.recorded} rows`);
-    }
-  } finally {
-    closeSync(fd);
-  }
-  print(options, total, () => [
-    `${total.recorded} imported, ${total.kept} on record already, ${total.refused.length} refused`, ...total.refused.map(({ line, reason }) => `${join(file)}:${line}: ${reason}`),
-  ].join('\n'));
-  process.exitCode = total.refused.length === 0 ? 0 : 1;
+function importing(parent: Command, op: 'consent.import' | 'suppress.import'): void {
+  parent.requiredOption('--tenant <id>')
+    .addOption(new Option('--format <format>', 'csv or ndjson (default: by the name of the file)').choices(['csv', 'ndjson']))
+    .option('--report <file>', 'write every refused row\'s line and reason here, as CSV')
+    .option('--from-start', 'begin anew where an earlier import of this file was ended')
+    .option('--dry-run', 'check every row and write nothing')
+    .option('--window <rows>', 'rows written in one go (default 65536): fewer take less memory and longer', Number)
+    .action(run(async (file: string, options: Common & ImportFileOptions) => {
+      const result = await importFile(op, file, { ...options, quiet: options.json === true }, await asker(options));
+      print(options, result, () => describeImport(file, result, options));
+      process.exitCode = result.errors === 0 ? 0 : 1;
+    }));
 }
-
-/** Some thousand lines: one durable transaction of the ledger, and under the socket's size limit. */
-const CHUNK_BYTES = 256 * 1024;
 
 await root.parseAsync();

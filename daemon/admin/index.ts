@@ -8,3 +8,4 @@ export { operationsOf, type Desk } from './operations.ts';
 export { watchPolicies } from './policy-watch.ts';
 export { openApi, type ApiOptions } from './api/server.ts';
 export { deleteTenant, exportTenant, importTenant } from './tenant-transfer.ts';
+export { describeImport, importFile, type ImportedFile, type ImportFileOptions } from './import-file.ts';

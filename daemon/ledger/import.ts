@@ -23,6 +23,8 @@ export interface ImportOptions {
   readonly file?: string;
   /** Goes on behind what was imported before. */
   readonly from?: { readonly progress: ImportProgress; readonly header: Buffer };
+  /** How many rows are written in one go; fewer take less memory and are written more slowly. */
+  readonly windowRows?: number;
   readonly onError?: (error: RowError) => void;
   /** Called after each durable window. */
   readonly onProgress?: (done: ImportResult) => void;
@@ -40,7 +42,7 @@ export interface ImportResult {
 const BATCH_ROWS = 1_000;
 // Read at a time, with a turn of the event loop in between: about 5 ms.
 const SLICE_ROWS = 1_000;
-// The longer the window the more rows share a page on disk; this one takes about 40 MB. A power of two.
+// The longer the window the more rows share a page on disk; this one takes about 40 MB.
 const WINDOW_ROWS = 65_536;
 // Clocks of two machines differ; a day covers time zones written without one.
 const AHEAD_MS = 86_400_000;
@@ -146,7 +148,7 @@ class Run<Entry> implements ImportRun {
   }
 
   get full(): boolean {
-    return this.#window.length >= WINDOW_ROWS;
+    return this.#window.length >= (this.#options.windowRows ?? WINDOW_ROWS);
   }
 
   get result(): ImportResult {

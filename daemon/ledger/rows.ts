@@ -106,6 +106,7 @@ export class RowReader {
       const line = this.#line;
       const octets = this.#record(last);
       if (octets === undefined) return undefined;
+      if (typeof octets === 'string' && this.#format === 'csv' && this.#columns === undefined) throw new MailError('E_CONTROL', `the header row cannot be read: ${octets}`);
       if (typeof octets === 'string') return { line, reason: octets };
       if (octets.length === 0) continue;
       const row = this.#parse(line, octets);

@@ -6,11 +6,10 @@ import { mkdtempSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { importConsents, importSuppressions, openLedger, type ConsentEntry, type Ledger } from '../../daemon/ledger/index.ts';
+import { openLedger, type ConsentEntry, type Ledger } from '../../daemon/ledger/index.ts';
 import { AddressHash } from '../../daemon/ledger/address-hash.ts';
 import { parseAddress, type AddressHashes } from '../../daemon/mail/index.ts';
 import { openKeyring, type Clock } from '../../daemon/runtime/index.ts';
-import type { Tenant } from '../../daemon/settings/index.ts';
 import { isLmdbCommitError, openLedgerStore, type LedgerStore } from '../../daemon/store/index.ts';
 
 const POLICY = 'ab'.repeat(32);
@@ -39,15 +38,6 @@ function consent(hashes: AddressHashes, over: Partial<ConsentEntry> = {}): Conse
     hashes, purpose: 'news', state: 'given', legalBasis: 'gdpr_6_1_a', policyHash: POLICY, method: 'form', by: 'test',
     evidence: { source: 'form', time: T0 - 1000 }, tracking: { opens: 'individual', clicks: 'none' }, ...over,
   };
-}
-
-const tenant = {
-  id: 'acme',
-  policies: [{ version: '1', hash: POLICY, text: '', effectiveAt: 0, purposes: ['news', 'offers'], tracking: { opens: 'individual', clicks: 'individual' } }],
-} as unknown as Tenant;
-
-async function* text(...chunks: readonly (string | Uint8Array)[]): AsyncGenerator<string | Uint8Array> {
-  yield* chunks;
 }
 
 t.test('a consent comes back as it was given, under 300 octets a record', async (t) => {
@@ -175,34 +165,6 @@ t.test('T27, T30: no address on disk; records outlive the process; a closed stor
 function keyOf(tenant: string): Buffer {
   return createHash('sha256').update(tenant).digest().subarray(0, 8);
 }
-
-t.test('imports: good rows are taken, bad ones named, nothing withdrawn returns', async (t) => {
-  const { ledger, who, clock } = room(t);
-  await ledger.give('acme', consent(who('gone@x.example')));
-  await ledger.withdraw('acme', '*', who('gone@x.example'), 'recipient');
-  const errors: string[] = [];
-  const options = { format: 'csv', now: clock.now(), by: 'import', onError: (e: { line: number; reason: string }) => errors.push(`${e.line}: ${e.reason}`) } as const;
-  const csv = [
-    '\uFEFFemail,purpose,source,time,policy,opens,clicks', 'jane@x.example,news,"shop, ""main""\r\nfloor",2025-12-31T10:00:00Z,1,individual,none', 'bad,news,s,2025-12-31,1,,',
-    'gone@x.example,news,s,2025-06-01,1,,', 'a@x.example,other,s,2025-12-31,1,,', 'a@x.example,news,s,2025-12-31,9,,', 'a@x.example,news,s,soon,1,,', 'a@x.example,news,s,2027-01-01,1,,',
-    'a@x.example,news,,2025-12-31,1,,', 'a@x.example,news', '', 'a@x.example,news,s,2025-12-31,1,all,', 'b@x.example,news,"s,2025-12-31,1,,',
-  ].join('\r\n');
-  const octets = Buffer.from(csv);
-  const chunks = Array.from({ length: Math.ceil(octets.length / 7) }, (_, i) => octets.subarray(i * 7, i * 7 + 7));
-  t.match(await importConsents(ledger, tenant, text(...chunks), options), { rows: 11, recorded: 1, kept: 1, errors: 9 });
-  t.same(errors.map((e) => e.split(':')[0]), ['4', '6', '7', '8', '9', '10', '11', '13', '14']);
-  t.notMatch(errors.join(), /x\.example/, 'no reason repeats an address');
-  t.match((await ledger.show('acme', who('jane@x.example')))[0], { evidence: { source: 'shop, "main"\r\nfloor', time: Date.UTC(2025, 11, 31, 10) }, tracking: { opens: 'individual', clicks: 'none' } });
-  t.equal((await ledger.facts('acme', 'news', 's', who('gone@x.example'))).consent?.state, 'withdrawn');
-  const many = Array.from({ length: 1_234 }, (_, i) => JSON.stringify({ email: `n${i}@x.example`, purpose: 'offers', source: 's', time: T0 - 1, policy: POLICY })).join('\n');
-  const progress: number[] = [];
-  const done = await importConsents(ledger, tenant, text(many, '\n{"email":1', '}\nnonsense\n'), { ...options, format: 'ndjson', onProgress: (p) => progress.push(p.recorded) });
-  t.match(done, { rows: 1_236, recorded: 1_234, errors: 2 });
-  t.same(progress, [1_234]);
-  t.match(await importSuppressions(ledger, tenant, text('email,cause,scope\na@x.example,manual,\nb@x.example,unsubscribe,purpose:news\nc@x.example,whim,\n'), options), { rows: 3, recorded: 2, errors: 1 });
-  await t.rejects(importConsents(ledger, tenant, text('email,colour\n'), options), { code: 'E_CONTROL' });
-  await t.rejects(importConsents(ledger, tenant, text('email\n'), options), { code: 'E_CONTROL' });
-});
 
 t.test('a full disk: the writer is told, what stood there stands, and the rejections beside it are known', async (t) => {
   // A file size limit is what an unprivileged process has for a full disk.
