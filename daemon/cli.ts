@@ -330,7 +330,7 @@ command(ledger, 'verify', 'check that the logs are whole and agree with the jour
     }) as { ok: boolean; tenants: { tenant: string; ok: boolean; first_bad?: number; journal: { compared: number; gone: number } }[] };
     if (tty) process.stderr.write('\r\x1b[K');
     print(options, result, () => table(result.tenants.map(({ ok, journal, tenant: id, first_bad: bad, ...rest }) => ({
-      tenant: id, '': ok ? 'good' : 'BAD', ...rest, first_bad: bad, journal: `${journal.compared} files agree${journal.gone === 0 ? '' : `, ${journal.gone} are gone`}`,
+      tenant: id, '': ok ? 'good' : 'BAD', ...rest, first_bad: bad, 'journal files': `${journal.compared} ${ok ? 'agree' : 'compared'}${journal.gone === 0 ? '' : `, ${journal.gone} gone`}`,
     }))));
     process.exitCode = result.ok ? 0 : 1;
   }));

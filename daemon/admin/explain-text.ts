@@ -34,10 +34,13 @@ export function changes(people: readonly PersonJudged[]): readonly Changed[] {
   });
 }
 
+// Half a screen; who asks about more wants to know how many.
+const EACH = 20;
+
 /** The whole answer about a list; `dir` is the proposed tree. */
 export function peopleText(people: readonly PersonJudged[], dir: string | undefined, coming: readonly { readonly version: string; readonly effectiveAt: number }[]): string {
-  const faults = people.filter(({ error }) => error !== undefined).map(({ rcpt, error }) => `${rcpt}: ${error}`);
-  const now = [table(tally(people).map((one) => ({ ...one }))), ...faults].join('\n');
+  const each = people.length > EACH ? '' : `${table(people.map(({ rcpt, answer, rule, reason, error }) => ({ rcpt, answer: answer ?? 'no address', rule, says: reason ?? error })))}\n\n`;
+  const now = `${each}${table(tally(people).map((one) => ({ ...one })))}${each === '' ? '\n--json prints each of them.' : ''}`;
   if (dir === undefined) return now;
   const otherwise = changes(people);
   return [
