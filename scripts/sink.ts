@@ -124,7 +124,11 @@ function refusal(answer: { readonly code: number; readonly text: string } | unde
 }
 
 if (import.meta.main) {
-  const { values } = parseArgs({ options: { port: { type: 'string', default: '2525' }, host: { type: 'string', default: '127.0.0.1' }, dir: { type: 'string' }, keep: { type: 'string', default: '1000' } } });
+  const { values } = parseArgs({ options: { port: { type: 'string', default: '2525' }, host: { type: 'string', default: '127.0.0.1' }, dir: { type: 'string' }, keep: { type: 'string', default: '1000' }, help: { type: 'boolean', default: false } } });
+  if (values.help) {
+    console.log(`scripts/node scripts/sink.ts [--port 2525] [--host 127.0.0.1] [--dir FOLDER] [--keep 1000]\nA receiving MX for trying things out, on loopback only: it takes mail for anybody and keeps the newest messages.\nRecipients such as 450-x@, 550-x@, data450-x@ get that answer.`);
+    process.exit(0);
+  }
   const sink = await startSink({
     port: Number(values.port), host: values.host, keep: Number(values.keep), ...(values.dir === undefined ? {} : { dir: values.dir }),
     onMessage: (message) => console.log(`${message.id} ${message.raw.length} octets for ${message.to.join(', ')}`),
