@@ -149,7 +149,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
     run: (due, lane, route) => pipeline.attempt(due, lane, route),
   });
   closers.push(() => schedule.stop());
-  const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event) => journal.record(event) });
+  const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event, sealed) => journal.record(event, sealed) });
   closers.push(() => pages.close());
   const api = await openApi({ settings, ledger, journal, clock, log, metrics });
   closers.push(() => api.close());

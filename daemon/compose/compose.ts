@@ -26,7 +26,7 @@ export function compose(admitted: Admitted, context: ComposeContext): Composed {
   return Object.freeze({ ...admitted, plan }) as unknown as Composed;
 }
 
-function planOf({ raw, id, receivedAt, origin }: Admitted, context: ComposeContext): Plan {
+function planOf({ raw, id, receivedAt, origin, recipients }: Admitted, context: ComposeContext): Plan {
   const header = indexHeader(raw);
   const marketing = context.stream.class === 'marketing' && origin.kind === 'relay';
   const removed = header.fields.filter((field) => mustGo(raw, field, context, marketing));
@@ -42,6 +42,7 @@ function planOf({ raw, id, receivedAt, origin }: Admitted, context: ComposeConte
     parts: text.parts,
     subscribed: subscribed && marketing,
     ...(subscribed && !marketing ? { keepsUnsubscribe: true } : {}),
+    ...(recipients.length > 1 ? { shared: true } : {}),
     untouched: text.untouched,
   };
 }

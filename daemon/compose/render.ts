@@ -7,7 +7,7 @@ import type { Cleared, OpenMode, Plan, PlannedEdit, PlannedPart, Rendered } from
 import { encodeQpRun } from '../mail/index.ts';
 import type { TenantKeys } from '../runtime/index.ts';
 import type { SendingDomain, Stream } from '../settings/index.ts';
-import { NOBODY, openSealer, sealReturnPath, tokenChars } from './token.ts';
+import { NOBODY, NO_MESSAGE, openSealer, sealReturnPath, tokenChars } from './token.ts';
 
 export interface RenderContext {
   readonly tenant: string;
@@ -118,7 +118,8 @@ class Ink {
   #openToken(mode: OpenMode): string {
     if (mode !== 'aggregate') return this.#sealer.open(mode);
     const hashes = { consent: ZERO_HASH, suppression: ZERO_HASH, family: ZERO_HASH };
-    return openSealer(this.#context.keys, { message: this.#cleared.id, recipient: NOBODY, hashes, ...this.#who }).open(mode);
+    const message = this.#cleared.message.plan.shared === true ? this.#cleared.id : NO_MESSAGE;
+    return openSealer(this.#context.keys, { message, recipient: NOBODY, hashes, ...this.#who }).open(mode);
   }
 
   // RFC 8058 §3.1: one HTTPS URI, and the Post field beside it.

@@ -28,6 +28,9 @@ export interface Claim {
 /** The recipient of a token that is the same for everybody. */
 export const NOBODY = -1;
 
+/** The message in a token for aggregate opens of a message that one person got: its id would be theirs. */
+export const NO_MESSAGE: MessageId = '0'.repeat(26);
+
 const VERSION = 1;
 const HEAD_OCTETS = 5; // version, 4 of key id
 const IV_OCTETS = 12;

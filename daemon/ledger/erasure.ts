@@ -11,6 +11,7 @@ import type { PersonKeys } from './person-keys.ts';
 import { decodeSuppressions, encodeSuppressions, slotOf, type Suppression } from './records.ts';
 import { TABLE, consentKey, namedKey, rowKey } from './row-keys.ts';
 import type { Turn } from './stored-ledger.ts';
+import { lastOpenKeyOf } from './tracking.ts';
 
 interface Parts {
   readonly store: LedgerStore;
@@ -74,7 +75,11 @@ export class Erasures {
     const { people, change } = this.#parts;
     await people.destroy(tenant, slots, keepUntil === 0 ? ['person', 'evidence'] : ['person']);
     await change(tenant, [], (turn) => {
-      for (const row of rows) turn.put(Buffer.from(row, 'base64'), undefined);
+      for (const row of rows) {
+        const key = Buffer.from(row, 'base64');
+        turn.put(key, undefined);
+        turn.put(lastOpenKeyOf(key), undefined);
+      }
       if (keepUntil > 0 && slots.length > 0) turn.put(namedKey(TABLE.retained, tenant, newId(keepUntil)), Buffer.from(JSON.stringify({ tenant, slots, until: keepUntil })));
       turn.put(noteKey, undefined);
     });

@@ -10,4 +10,5 @@ export { importConsents, importSuppressions, openConsentImport, openSuppressionI
 export type { RowError, RowFormat } from './rows.ts';
 export type { Deleted, TenantTransfers } from './transfer.ts';
 export type { Imported } from './transfer-in.ts';
+export { OPENERS, type LastOpen, type OpenCount, type OpenDate, type Opener, type TrackingRows } from './tracking.ts';
 export { linesOf, openSealed, sealLines, isSealed } from './transfer-seal.ts';

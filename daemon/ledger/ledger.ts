@@ -8,6 +8,7 @@ import type { Policy } from '../settings/index.ts';
 import type { LogEntry, TenantLogs } from './log.ts';
 import type { PolicyConflict } from './policy-book.ts';
 import type { ConsentRecord, ConsentStatement, Evidence, Suppression, SuppressionCause, SuppressionScope, Suspension } from './records.ts';
+import type { TrackingRows } from './tracking.ts';
 import type { TenantTransfers } from './transfer.ts';
 
 /** Everything the gate may know of one recipient, as it stands at one moment. Expiry is not judged here. */
@@ -132,6 +133,8 @@ export interface Ledger {
   sweep(): Promise<number>;
   /** The log: proofs, checkpoints, verification. */
   readonly log: TenantLogs;
+  /** What opens leave behind that are not recorded person by person. */
+  readonly tracking: TrackingRows;
   /** Whole tenants: taken out, brought in, ended. */
   readonly transfers: TenantTransfers;
   /** Signs what is not signed yet. The store is closed by whoever opened it. */

@@ -6,7 +6,7 @@ import { MailError, type AddressHashes } from '../mail/index.ts';
 import { HASH_OCTETS } from './address-hash.ts';
 
 /** Tables of the state; a number is never used again. */
-export const TABLE = { consent: 1, suppressed: 2, suspension: 3, head: 4, policy: 5, erasing: 6, retained: 7, progress: 8, transfer: 9 } as const;
+export const TABLE = { consent: 1, suppressed: 2, suspension: 3, head: 4, policy: 5, erasing: 6, retained: 7, progress: 8, transfer: 9, lastOpen: 10, opens: 11 } as const;
 
 const TENANT_OCTETS = 8;
 /** Where a person's hash stands in a key of the state. */

@@ -20,6 +20,7 @@ import {
   type ConsentRecord, type ConsentRow, type ConsentStatement, type Suppression, type SuppressionCause, type SuppressionScope, type Suspension,
 } from './records.ts';
 import { HASH_AT, REST_AT, TABLE, consentKey, namedKey, rowKey } from './row-keys.ts';
+import { lastOpenKeyOf, mayKeepLastOpen, openTracking, type TrackingRows } from './tracking.ts';
 import { openTransfers, refusalOf, type TenantTransfers } from './transfer.ts';
 
 export interface LedgerParts {
@@ -66,6 +67,7 @@ class StoredLedger implements Ledger {
   readonly #policies = new PolicyBook();
   readonly #erasures: Erasures;
   readonly log: TenantLogs;
+  readonly tracking: TrackingRows;
   readonly transfers: TenantTransfers;
 
   constructor({ store, keyring, clock, hostname = 'localhost' }: LedgerParts, people: PersonKeys) {
@@ -76,6 +78,7 @@ class StoredLedger implements Ledger {
     this.log = new TenantLogs({ store, keyring, people, clock, hostname });
     const change = this.#change.bind(this);
     this.#erasures = new Erasures({ store, people, clock, change });
+    this.tracking = openTracking({ store, keyring, people, change });
     this.transfers = openTransfers({ store, keyring, people, clock, hostname, log: this.log, change, forget: (tenant) => this.#forget(tenant) });
   }
 
@@ -165,6 +168,7 @@ class StoredLedger implements Ledger {
     if (secrets === undefined) return { kind: 'kept', record };
     const leaf = turn.log.append(consentPayload('consent', entry, record, entry.hashes, before?.leaf), secrets);
     turn.put(key, encodeConsent({ record, slot: secrets.slot, leaf }, veils.people, secrets.person));
+    if (before !== undefined && !mayKeepLastOpen(record)) turn.put(lastOpenKeyOf(key), undefined);
     // The same yes told again is no answer to the unsubscribe that came after it, whatever the clock said then.
     const toldAgain = before?.record.state === 'given' && record.givenAt <= before.record.givenAt;
     if (entry.state === 'given' && !toldAgain) this.#liftOlder(turn, suppressed, entry, record.givenAt);
@@ -207,6 +211,7 @@ class StoredLedger implements Ledger {
         const record: ConsentRecord = { ...before.record, state: 'withdrawn', changedAt: Math.max(now, before.record.givenAt) };
         const leaf = turn.log.append(consentPayload('withdrawal', { by }, record, hashes, before.leaf), secrets);
         turn.put(key, encodeConsent({ record, slot: secrets.slot, leaf }, veils.people, secrets.person));
+        turn.put(lastOpenKeyOf(key), undefined);
         changed++;
       }
     });

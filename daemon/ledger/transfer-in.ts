@@ -4,6 +4,7 @@
 // is E_CONTROL with the number of the line, and all that was written is taken away again.
 import { createHash } from 'node:crypto';
 import { BASIS_FACTS, CLICK_MODES, MailError, OPEN_MODES } from '../mail/index.ts';
+import { isId } from '../runtime/index.ts';
 import type { StoreWrite } from '../store/index.ts';
 import { ed25519FromSeed, readCheckpoint } from './checkpoint.ts';
 import { commitmentOf, encodeEntry, encodeVeiled, originOf } from './log.ts';
@@ -14,6 +15,7 @@ import {
 } from './records.ts';
 import { TABLE, entryKey, logPrefix, namedKey, rowKey, subtreeKey, tenantOctets } from './row-keys.ts';
 import { BATCH_ROWS, TRANSFER_FORMAT, hasKeys, markOf, standIn, wipe, writeMark, type TransferParts } from './transfer.ts';
+import { DATE_OCTETS, countKey, encodeCounts, slotOfDate } from './tracking.ts';
 import { SECRET_OCTETS } from './veil.ts';
 
 export interface Imported {
@@ -29,7 +31,7 @@ export interface Imported {
   readonly policies: readonly { readonly version: string; readonly hash: string }[];
 }
 
-const ORDER = ['tenant', 'keys', 'policy', 'suspension', 'slots', 'consent', 'suppressed', 'retained', 'entry', 'end'] as const;
+const ORDER = ['tenant', 'keys', 'policy', 'suspension', 'slots', 'consent', 'last-open', 'opens', 'suppressed', 'retained', 'entry', 'end'] as const;
 type Kind = (typeof ORDER)[number];
 
 const KEYS = ['address', 'payload', 'token', 'verp', 'people', 'evidence', 'log', 'tokenId'] as const;
@@ -232,6 +234,8 @@ class Arrival {
         break;
       case 'slots': await this.#slots(fields); break;
       case 'consent': this.#consent(fields); break;
+      case 'last-open': this.#lastOpen(fields); break;
+      case 'opens': this.#opens(fields); break;
       case 'suppressed': this.#suppressed(fields); break;
       case 'retained':
         this.#last.push({
@@ -282,6 +286,20 @@ class Arrival {
     this.#lastLeaf = Math.max(this.#lastLeaf, leaf, Number(record.id));
     this.#consents++;
     this.#waiting.push({ part: 'state', key: rowKey(TABLE.consent, this.#tenant, fields.hex('hash', 16), record.purpose), value });
+  }
+
+  #lastOpen(fields: Fields): void {
+    const value = fields.octets('octets');
+    if (value.length !== DATE_OCTETS || this.#parts.people.person(this.#tenant, slotOfDate(value)) === undefined) fields.wrong('octets are not a date under the secret of a slot');
+    this.#waiting.push({ part: 'state', key: rowKey(TABLE.lastOpen, this.#tenant, fields.hex('hash', 16), fields.text('purpose')), value });
+  }
+
+  #opens(fields: Fields): void {
+    const count = { stream: fields.text('stream'), message: fields.text('message'), day: fields.number('day') };
+    if (count.message !== '' && !isId(count.message)) fields.wrong('message is not a message id');
+    if (count.day >= 100_000) fields.wrong('day is not one of this age');
+    const opens = { people: fields.number('people'), proxies: fields.number('proxies'), machines: fields.number('machines') };
+    this.#waiting.push({ part: 'state', key: countKey(this.#tenant, count), value: encodeCounts(opens) });
   }
 
   #suppressed(fields: Fields): void {

@@ -17,6 +17,9 @@
  *                        zeros: destroyed. Apart from the consents, for kept evidence outlives its record
  *   consent      many    hash, slot, leaf (that wrote it last), record: {id, purpose, state, legalBasis, policyHash, givenAt,
  *                        changedAt, expiresAt?, tracking: {opens, clicks}, facts?, jurisdiction?}
+ *   last-open    many    hash, purpose, octets: version 1, slot (5), nonce (6), days since 1970 (3) XOR SHAKE256(SHA-256("last-open" ||
+ *                        0 || people key) || secret of the slot || nonce)
+ *   opens        many    stream, message ('': all that are not counted apart), day (since 1970), people, proxies, machines
  *   suppressed   many    hash, suppressions: [{id, scope, cause, since, until?, by}]
  *   retained     many    slots, until: evidence that outlives the erasure of its person until then
  *   entry        many    leaf, slot? (absent: about no person), commitment, and payload (text) where it can be opened, else
@@ -44,6 +47,7 @@ import { decodeConsent, decodeSuppressions, decodeSuspension, encodeSuspension, 
 import { HASH_AT, REST_AT, TABLE, entryPrefix, logPrefix, rowKey } from './row-keys.ts';
 import type { Turn } from './stored-ledger.ts';
 import { importTenant, type Imported } from './transfer-in.ts';
+import { listCounts, slotOfDate } from './tracking.ts';
 import { SECRET_OCTETS } from './veil.ts';
 
 export const TRANSFER_FORMAT = 'postern-tenant/1';
@@ -191,6 +195,7 @@ async function* stateLines({ people, keyring }: TransferParts, tenant: string, s
     told.consents++;
     yield { line: 'consent', hash: key.toString('hex', HASH_AT, REST_AT), ...row };
   }
+  yield* trackingLines(people, tenant, snapshot);
   for await (const { key, value } of snapshot.scan(rowKey(TABLE.suppressed, tenant))) {
     told.suppressions++;
     yield { line: 'suppressed', hash: key.toString('hex', HASH_AT), suppressions: decodeSuppressions(value) };
@@ -199,6 +204,15 @@ async function* stateLines({ people, keyring }: TransferParts, tenant: string, s
     const { slots: kept, until } = JSON.parse(value.toString('utf8')) as { readonly slots: readonly number[]; readonly until: number };
     yield { line: 'retained', slots: kept, until };
   }
+}
+
+/** A date stays under its veil: whoever takes a tenant out need not read when people opened their mail. */
+async function* trackingLines(people: PersonKeys, tenant: string, snapshot: StoreSnapshot): AsyncGenerator<object> {
+  for await (const { key, value } of snapshot.scan(rowKey(TABLE.lastOpen, tenant))) {
+    if (people.person(tenant, slotOfDate(value)) === undefined) continue;
+    yield { line: 'last-open', hash: key.toString('hex', HASH_AT, REST_AT), purpose: key.toString('utf8', REST_AT), octets: value.toString('base64') };
+  }
+  for await (const { opens, ...count } of listCounts(snapshot, tenant)) yield { line: 'opens', ...count, ...opens };
 }
 
 async function* entryLines({ log }: TransferParts, tenant: string, snapshot: StoreSnapshot, size: number, told: { leaves: number }): AsyncGenerator<object> {
@@ -254,7 +268,7 @@ async function namesAnybody({ store, log, people }: TransferParts, tenant: strin
 async function empty(parts: TransferParts, tenant: string, mark: Mark): Promise<Deleted> {
   const { store } = parts;
   await destroyKeys(parts, tenant);
-  for (const table of [TABLE.consent, TABLE.suppressed, TABLE.policy, TABLE.progress]) await removeAll(parts, rowKey(table, tenant), 'state');
+  for (const table of [TABLE.consent, TABLE.lastOpen, TABLE.opens, TABLE.suppressed, TABLE.policy, TABLE.progress]) await removeAll(parts, rowKey(table, tenant), 'state');
   let leaves = 0;
   for await (const batch of batches(store, entryPrefix(tenant), 'log')) {
     leaves += batch.length;
@@ -269,7 +283,7 @@ async function empty(parts: TransferParts, tenant: string, mark: Mark): Promise<
 /** Takes away all there is of a tenant that never came to be. The mark goes last. */
 export async function wipe(parts: TransferParts, tenant: string): Promise<Deleted> {
   await destroyKeys(parts, tenant);
-  for (const table of [TABLE.consent, TABLE.suppressed, TABLE.policy, TABLE.erasing, TABLE.retained, TABLE.progress]) await removeAll(parts, rowKey(table, tenant), 'state');
+  for (const table of [TABLE.consent, TABLE.lastOpen, TABLE.opens, TABLE.suppressed, TABLE.policy, TABLE.erasing, TABLE.retained, TABLE.progress]) await removeAll(parts, rowKey(table, tenant), 'state');
   await removeAll(parts, logPrefix(tenant), 'log');
   rmSync(join(parts.keyring.dir, 'checkpoints', tenant), { force: true });
   await parts.store.commit([], () => [TABLE.head, TABLE.suspension, TABLE.transfer].map((table): StoreWrite => ({ part: 'state', key: rowKey(table, tenant), value: undefined })));

@@ -119,6 +119,8 @@ export interface Plan {
   readonly subscribed: boolean;
   /** The application's own List-Unsubscribe stays (a transactional stream): ours is not added beside it. */
   readonly keepsUnsubscribe?: boolean;
+  /** Several people get this very message: what they share in it names none of them. */
+  readonly shared?: boolean;
   /** Text parts left untouched because they could not be read safely, with why; counted. */
   readonly untouched: readonly { readonly part: number; readonly why: string }[];
 }

@@ -12,11 +12,12 @@ import type { Settings } from '../settings/index.ts';
 export interface PagesOptions {
   readonly settings: () => Settings;
   readonly keyring: Keyring;
-  readonly ledger: Pick<Ledger, 'facts' | 'withdraw' | 'suppress'>;
+  readonly ledger: Pick<Ledger, 'facts' | 'withdraw' | 'suppress' | 'unpublished' | 'tracking'>;
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: Metrics;
-  readonly record: (event: Event) => void;
+  /** `sealed` is what only the tenant may read, already encrypted. */
+  readonly record: (event: Event, sealed?: Buffer) => void;
 }
 
 /** A token that opened, and the tenant whose key opened it. */
@@ -55,18 +56,20 @@ function hostsOf(settings: Settings): ReadonlyMap<string, ReadonlySet<string>> {
 
 /** What may be learned from this touch now; NO_TRACKING for a person who may not be mailed. @throws MailError E_STORE */
 export async function trackingNow(options: PagesOptions, { tenant: id, claim }: Touch): Promise<Tracking> {
-  const tenant = options.settings().tenants.get(id);
+  const settings = options.settings();
+  const tenant = settings.tenants.get(id);
   const stream = tenant?.streams.get(claim.stream);
   // A stream that has been renamed or re-purposed since is not the one the person agreed to.
   if (tenant === undefined || stream === undefined || stream.purpose !== claim.purpose) return NO_TRACKING;
   const now = options.clock.now();
   if (claim.recipient === NOBODY) {
     // The pixel that is the same in every copy: there is no person to ask about, only the policy.
-    const policy = policyInForce(tenant, now);
+    const policy = policyInForce(tenant, now, options.ledger.unpublished(id));
     return policy === undefined || policy.tracking.opens === 'none' ? NO_TRACKING : { opens: 'aggregate', clicks: 'none' };
   }
   const facts = await options.ledger.facts(id, claim.purpose, claim.stream, claim.hashes);
-  const verdict = judgeRecipient({ tenant, stream, now, facts });
+  // Of the domain the mail went to the token says nothing; what its profile allowed then is the token's own ceiling.
+  const verdict = judgeRecipient({ tenant, stream, now, facts, ...(facts.consent?.jurisdiction !== undefined && { profiles: settings }) });
   return verdict.answer === 'yes' ? verdict.tracking : NO_TRACKING;
 }
 
