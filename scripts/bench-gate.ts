@@ -3,10 +3,11 @@
 // all), then decisions about people taken at random, a tenth of them suppressed and a tenth unknown; the
 // same on a ledger of 10,000 records, right after it and under the same noise. Cold: the file's pages are
 // dropped from the page cache and the ledger is opened anew. One core; everything is removed again.
-//   npm run bench -- gate [--json] [--consents 10000000] [--suppressions 1000000] [--tenants 100] [--dir /var/tmp]
+// The big ledger takes minutes to build: --keep FOLDER leaves it there, and uses it when it is there already.
+//   npm run bench -- gate [--json] [--consents 10000000] [--suppressions 1000000] [--tenants 100] [--dir /var/tmp] [--keep FOLDER]
 import { execFileSync } from 'node:child_process';
 import { createSecretKey } from 'node:crypto';
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -20,7 +21,7 @@ import { makeSandbox } from './sandbox.ts';
 
 const { values } = parseArgs({ options: {
   json: { type: 'boolean', default: false }, consents: { type: 'string', default: '10000000' }, suppressions: { type: 'string', default: '1000000' },
-  tenants: { type: 'string', default: '100' }, dir: { type: 'string', default: tmpdir() },
+  tenants: { type: 'string', default: '100' }, dir: { type: 'string', default: tmpdir() }, keep: { type: 'string' },
 } });
 // Each figure is the median of so many rounds of so many decisions.
 const ROUNDS = 5;
@@ -48,13 +49,15 @@ function open(dir: string): Pick<Place, 'store' | 'ledger'> {
   return { store, ledger: openLedger({ store, clock: systemClock, keyring: openKeyring(join(dir, 'keys'), MASTER) }) };
 }
 
-async function build(name: string, settings: Settings, consents: number, suppressions: number, count: number): Promise<Place> {
-  const dir = mkdtempSync(join(values.dir, `postern-bench-gate-${name}-`));
+async function build(name: string, settings: Settings, consents: number, suppressions: number, count: number, keep?: string): Promise<Place> {
+  const dir = keep ?? mkdtempSync(join(values.dir, `postern-bench-gate-${name}-`));
+  const built = existsSync(join(dir, 'ledger'));
   const [first] = settings.tenants.values();
   const [stream] = first?.streams.values() ?? [];
   if (first === undefined || stream === undefined) throw new Error('the sandbox has no tenant with a stream');
   const tenants = Array.from({ length: count }, (_, i): Tenant => ({ ...first, id: `tenant-${i}` }));
   const place: Place = { dir, settings, stream, tenants, perTenant: Math.ceil(consents / count), ...open(dir) };
+  if (built) return place;
   const startedAt = performance.now();
   const policyHash = first.policies[0]?.hash ?? '';
   for (const [n, { id }] of tenants.entries()) {
@@ -115,10 +118,10 @@ try {
   const [consents, suppressions, tenants] = [Number(values.consents), Number(values.suppressions), Number(values.tenants)];
   const small = await build('small', loaded.settings, SMALL, SMALL / 10, 1);
   places.push(small);
-  const big = await build('big', loaded.settings, consents, suppressions, tenants);
+  const big = await build('big', loaded.settings, consents, suppressions, tenants, values.keep);
   places.push(big);
   await decide(small, DECISIONS);
-  await decide(big, DECISIONS * 5); // warms what the tree's upper pages and the compiler need
+  for (let i = 0; i < 5; i++) await decide(big, DECISIONS); // warms what the tree's upper pages and the compiler need
   const rounds = [];
   for (let i = 0; i < ROUNDS; i++) rounds.push({ small: await decide(small, DECISIONS), big: await decide(big, DECISIONS) });
   const each = new Float64Array(DECISIONS * 2);
@@ -126,6 +129,7 @@ try {
   each.sort();
   const state = big.store.size('state');
   const log = big.store.size('log');
+  globalThis.gc?.();
   const rssMib = anonymousMib();
   await big.ledger.close();
   await big.store.close();
@@ -148,7 +152,7 @@ try {
   for (const place of places) {
     await place.ledger.close();
     await place.store.close();
-    rmSync(place.dir, { recursive: true });
+    if (place.dir !== values.keep) rmSync(place.dir, { recursive: true });
   }
   rmSync(root, { recursive: true });
 }

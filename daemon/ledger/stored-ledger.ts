@@ -19,6 +19,7 @@ import {
   decodeConsent, decodeSuppressions, decodeSuspension, encodeConsent, encodeSuppressions, encodeSuspension, slotOf,
   type ConsentRecord, type ConsentRow, type ConsentStatement, type Suppression, type SuppressionCause, type SuppressionScope, type Suspension,
 } from './records.ts';
+import { SuppressionFilter } from './suppression-filter.ts';
 import { HASH_AT, REST_AT, TABLE, consentKey, namedKey, rowKey } from './row-keys.ts';
 import { lastOpenKeyOf, mayKeepLastOpen, openTracking, type TrackingRows } from './tracking.ts';
 import { openTransfers, refusalOf, type TenantTransfers } from './transfer.ts';
@@ -66,6 +67,9 @@ class StoredLedger implements Ledger {
   readonly #suspended = new Map<string, Suspension | 'none'>();
   readonly #policies = new PolicyBook();
   readonly #erasures: Erasures;
+  readonly #filter: SuppressionFilter;
+  /** Changes under way. */
+  readonly #running = new Set<Promise<void>>();
   readonly log: TenantLogs;
   readonly tracking: TrackingRows;
   readonly transfers: TenantTransfers;
@@ -75,6 +79,7 @@ class StoredLedger implements Ledger {
     this.#keyring = keyring;
     this.#clock = clock;
     this.#people = people;
+    this.#filter = new SuppressionFilter(store, () => Promise.allSettled(this.#running));
     this.log = new TenantLogs({ store, keyring, people, clock, hostname });
     const change = this.#change.bind(this);
     this.#erasures = new Erasures({ store, people, clock, change });
@@ -107,9 +112,13 @@ class StoredLedger implements Ledger {
       suspension = (await this.suspension(tenant)) ?? 'none';
       this.#suspended.set(tenant, suspension);
     }
-    const keys = [consentKey(tenant, hashes, purpose), rowKey(TABLE.suppressed, tenant, hashes.suppression)];
-    if (wide) keys.push(rowKey(TABLE.suppressed, tenant, hashes.family));
-    const [consent, own, family] = await this.#store.getMany(keys);
+    const keys = [consentKey(tenant, hashes, purpose)];
+    const isOwn = this.#filter.mayHave(tenant, hashes.suppression);
+    if (isOwn) keys.push(rowKey(TABLE.suppressed, tenant, hashes.suppression));
+    if (wide && this.#filter.mayHave(tenant, hashes.family)) keys.push(rowKey(TABLE.suppressed, tenant, hashes.family));
+    const values = await this.#store.getMany(keys);
+    const [consent] = values;
+    const [own, family] = isOwn ? [values[1], values[2]] : [undefined, values[1]];
     const found: { consent?: ConsentRecord; suppressions: readonly Suppression[]; suspension?: Suspension; unpublished?: ReadonlySet<string> } = { suppressions: NONE };
     const unpublished = this.unpublished(tenant);
     if (unpublished.size > 0) found.unpublished = unpublished;
@@ -393,6 +402,7 @@ class StoredLedger implements Ledger {
   /** Nothing of the tenant may be remembered when its keys or rows become others. */
   async #forget(tenant: string): Promise<void> {
     this.#hashers.delete(tenant);
+    this.#filter.forget(tenant);
     this.log.forget(tenant);
     await this.#policies.read(this.#store, tenant);
   }
@@ -400,7 +410,7 @@ class StoredLedger implements Ledger {
   /** The one place every change passes. It is durable and visible when the promise resolves. */
   async #change(tenant: string, keys: readonly Buffer[], decide: (turn: Turn) => void): Promise<void> {
     let appended = false;
-    await this.#store.commit([rowKey(TABLE.head, tenant), rowKey(TABLE.transfer, tenant), ...keys], ([head, transfer, ...values]) => {
+    const running = this.#store.commit([rowKey(TABLE.head, tenant), rowKey(TABLE.transfer, tenant), ...keys], ([head, transfer, ...values]) => {
       if (transfer !== undefined) throw refusalOf(tenant, transfer);
       const rows = new Map<string, Buffer | undefined>(keys.map((key, i) => [key.toString('binary'), values[i]]));
       const writes = new Map<string, StoreWrite>();
@@ -408,16 +418,19 @@ class StoredLedger implements Ledger {
       decide({
         log,
         get: (key) => rows.get(key.toString('binary')),
-        put(key, value) {
+        put: (key, value) => {
           const name = key.toString('binary');
           rows.set(name, value);
           writes.set(name, { part: 'state', key, value });
+          if (key[0] === TABLE.suppressed && value !== undefined) this.#filter.add(tenant, key.subarray(HASH_AT, REST_AT));
         },
       });
       const appends = log.writes();
       appended = appends.length > 0;
       return [...writes.values(), ...appends];
     });
+    this.#running.add(running);
+    await running.finally(() => this.#running.delete(running));
     if (appended) this.log.changed(tenant);
   }
 }
