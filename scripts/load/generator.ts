@@ -10,6 +10,8 @@ export interface Load {
   readonly port: number;
   readonly messages: number;
   readonly sessions: number;
+  /** Messages a second of all sessions together; left out: as fast as they are taken. */
+  readonly rate?: number;
   /** Implicit TLS and AUTH PLAIN where given. */
   readonly login?: { readonly username: string; readonly secret: string };
   readonly from: string;
@@ -29,6 +31,8 @@ export async function generate(load: Load): Promise<{ seconds: number; sent: num
     const session = new Client(await open(load));
     await session.greet(load.login);
     for (let i = next++; i < load.messages; i = next++) {
+      const waitMs = load.rate === undefined ? 0 : started + (i * 1_000) / load.rate - performance.now();
+      if (waitMs > 0) await new Promise((resolve) => setTimeout(resolve, waitMs));
       const to = load.recipients[i % load.recipients.length] ?? '';
       const text = load.message.replaceAll('@@', String(i));
       session.write(`MAIL FROM:<${load.from}>\r\nRCPT TO:<${to}>\r\nDATA\r\n`);
