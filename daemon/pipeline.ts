@@ -41,6 +41,8 @@ export interface Pipeline extends SubmissionHooks {
 
 /** A gate that cannot tell, a key that cannot be read: ours to mend, so the mail waits only briefly. */
 const LOCAL_RETRY_MS = 60_000;
+// Only when what RCPT said is lost: the application tries again and everybody is judged anew.
+const NOBODY_ADMITTED = reply(451, '3.0', 'the recipients of this transaction are not known any more; try again');
 const NOT_CONFIGURED = reply(451, '3.5', 'tenant or stream is not configured any more');
 
 export function openPipeline(house: House): Pipeline {
@@ -52,6 +54,7 @@ export function openPipeline(house: House): Pipeline {
     async message(submitted) {
       const admission = admitted.get(submitted.id) ?? noAdmission();
       admitted.delete(submitted.id);
+      if (admission.recipients.length === 0) return NOBODY_ADMITTED;
       return accept(house, submitted, admission);
     },
     reset: (context) => void admitted.delete(context.id),
