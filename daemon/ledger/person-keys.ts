@@ -15,8 +15,8 @@ import { randomOctets } from '../runtime/index.ts';
 import { SECRET_OCTETS } from './veil.ts';
 
 const syncData = promisify(fdatasync);
-// Secrets are held in blocks of 1 MiB, so that a growing tenant never has its memory copied.
-const BLOCK_SLOTS = 65_536;
+// Secrets are held in blocks of 64 KiB, so that a growing tenant never has its memory copied.
+const BLOCK_SLOTS = 4_096;
 // 8 KiB: reading them costs no more than reading 16 octets.
 const EVIDENCE_SLOTS = 512;
 // Who asks for this many asks again soon; eight times as many are made ready with one sync.
