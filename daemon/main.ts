@@ -151,7 +151,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => schedule.stop());
   const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event, sealed) => journal.record(event, sealed) });
   closers.push(() => pages.close());
-  const api = await openApi({ settings, ledger, journal, clock, log, metrics });
+  const api = await openApi({ settings, ledger, journal, keyring, clock, log, metrics });
   closers.push(() => api.close());
   const policies = watchPolicies({ settings, ledger, clock, log, record: (event) => journal.record(event) });
   closers.push(() => policies.close());

@@ -1,7 +1,7 @@
 // The operator's hand on the queue, and what the journal tells of a message. A change to the queue says
 // what it is for; everything at once has to be asked for by name. What was asked for is an event and, for
 // each tenant it met, a leaf of its log: how many recipients, never whose nor which domain.
-import { newEvent, type Event, type EventKind } from '../events/index.ts';
+import { isTracking, newEvent, type Event, type EventKind } from '../events/index.ts';
 import type { AddressHashes } from '../mail/index.ts';
 import type { QueueFilter } from '../spool/index.ts';
 import type { Operation } from './control.ts';
@@ -25,7 +25,8 @@ export function queueOperations(desk: Desk): Readonly<Record<string, Operation>>
     'queue.drop': (params) => changeQueue(desk, params, 'dropped', (filter) => desk.spool.drop(filter)),
     trace: async (params) => {
       const events: Event[] = [];
-      for await (const event of desk.journal.trace(messageId(params))) events.push(event);
+      // What people opened and followed is not the operator's to see.
+      for await (const event of desk.journal.trace(messageId(params))) if (!isTracking(event)) events.push(event);
       return { events };
     },
   };

@@ -3,7 +3,7 @@
 // erasure is finished when it is answered, and mail that waits for the person is due at once, so that the
 // gate ends it; what remains is told. Who was forgotten is not written into the journal.
 import { setImmediate } from 'node:timers/promises';
-import type { JournalledEvent } from '../events/index.ts';
+import { isTracking, type JournalledEvent } from '../events/index.ts';
 import type { LogEntry } from '../ledger/index.ts';
 import type { AddressHashes } from '../mail/index.ts';
 import { suppressionsOf } from './api/suppressions.ts';
@@ -25,7 +25,8 @@ export function subjectOperations(desk: Desk): Operations {
 async function exportSubject(desk: Desk, params: Params): Promise<unknown> {
   const { tenant, address, hashes } = person(desk, params);
   const events: JournalledEvent[] = [];
-  for await (const event of desk.journal.person(tenant.id, pseudonymOf(hashes))) events.push(event);
+  // What the person opened and followed only the tenant may read: POST /v1/subjects/export has it.
+  for await (const event of desk.journal.person(tenant.id, pseudonymOf(hashes))) if (!isTracking(event)) events.push(event);
   // That somebody looked is on record; at whom is not, for this leaf outlives everybody's erasure.
   await noteAct(desk, tenant.id, 'subject-exported');
   return {

@@ -12,6 +12,11 @@ export const EVENT_KINDS = [
 ] as const;
 export type EventKind = (typeof EVENT_KINDS)[number];
 
+/** What a person touched: the tenant's to read, for a purpose of its policy, and not the operator's. */
+export function isTracking({ event }: Pick<Event, 'event'>): boolean {
+  return event === 'opened' || event === 'clicked';
+}
+
 /** One fact. `id` is quoted in replies as `ref`. */
 export interface Event {
   readonly id: string;

@@ -106,7 +106,7 @@ export interface ApiToken {
 }
 
 /** What a token may do; each includes nothing of the others. */
-export const API_SCOPES = ['consents:read', 'consents:write', 'suppressions:read', 'suppressions:write', 'receipts', 'subjects', 'export'] as const;
+export const API_SCOPES = ['consents:read', 'consents:write', 'suppressions:read', 'suppressions:write', 'receipts', 'subjects', 'export', 'tracking:read'] as const;
 export type ApiScope = (typeof API_SCOPES)[number];
 
 /** One jurisdiction of `profiles.yaml`: data, each value with its source beside it there. */

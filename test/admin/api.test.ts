@@ -90,7 +90,7 @@ async function open(test: { teardown(run: () => unknown): void }): Promise<World
   const lines: string[] = [];
   const say = (fields: object, text: string): void => void lines.push(JSON.stringify({ ...fields, text }));
   const metrics = new Metrics();
-  const api = await openApi({ settings: () => settings, ledger, journal: { record: (event) => events.push(event) }, clock, log: { debug: say, info: say, warn: say, error: say }, metrics });
+  const api = await openApi({ settings: () => settings, ledger, journal: { record: (event) => events.push(event), async *trace() {}, async *person() {} }, keyring, clock, log: { debug: say, info: say, warn: say, error: say }, metrics });
   const agent = new Agent({ keepAlive: true, ca: cert });
   const port = api.addresses[0]?.port ?? 0;
   let broken: Promise<void> | undefined;

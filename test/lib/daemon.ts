@@ -9,7 +9,7 @@ import { join, resolve } from 'node:path';
 import { createTransport, type SendMailOptions } from 'nodemailer';
 import { callControl } from '../../daemon/admin/index.ts';
 import { controlSocket, openStores, serve, type Daemon } from '../../daemon/main.ts';
-import { parseAddress } from '../../daemon/mail/index.ts';
+import { parseAddress, type OpenMode } from '../../daemon/mail/index.ts';
 import { openLog } from '../../daemon/runtime/index.ts';
 import { makeSandbox, type Ports, type Sandbox } from '../../scripts/sandbox.ts';
 
@@ -35,7 +35,7 @@ export interface Grounds extends Sandbox {
   /** Writes a configuration file from what it said. */
   edit(name: string, change: (text: string) => string): void;
   /** Consents recorded while no daemon runs. */
-  consent(people: Readonly<Record<string, 'individual' | 'none'>>): Promise<void>;
+  consent(people: Readonly<Record<string, OpenMode>>): Promise<void>;
   serve(): Promise<Daemon>;
   remove(): void;
 }
@@ -75,7 +75,7 @@ export async function makeGrounds(sink: number): Promise<Grounds> {
       const policyHash = stores.live.current().tenants.get('demo')?.policies[0]?.hash ?? '';
       await stores.ledger.giveAll('demo', Object.entries(people).map(([address, mode]) => ({
         hashes: stores.ledger.hashes('demo', parseAddress(address)), purpose: 'newsletter', state: 'given' as const, legalBasis: 'gdpr_6_1_a' as const, policyHash,
-        method: 'form', evidence: { source: 'test', time: Date.now() }, tracking: { opens: mode, clicks: mode }, by: 'test',
+        method: 'form', evidence: { source: 'test', time: Date.now() }, tracking: { opens: mode, clicks: mode === 'individual' ? mode : 'none' }, by: 'test',
       })));
       await stores.close();
     },

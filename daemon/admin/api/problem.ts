@@ -9,6 +9,7 @@ export const PROBLEMS = {
   unauthorized: { status: 401, title: 'No valid token', detail: 'send Authorization: Bearer with a token of this API' },
   'too-many-failures': { status: 429, title: 'Too many failed logins', detail: 'too many wrong tokens came from this address' },
   scope: { status: 403, title: 'Not allowed to this token', detail: 'the token lacks the scope this route needs' },
+  purpose: { status: 403, title: 'Not for this purpose', detail: 'the policy does not name the purpose this is asked for; it was noted' },
   'rate-limit': { status: 429, title: 'Too many requests', detail: 'the token has used up its requests of this minute' },
   'not-found': { status: 404, title: 'Not found', detail: 'there is no such object' },
   invalid: { status: 400, title: 'Invalid request', detail: 'the request does not have the shape this route takes' },

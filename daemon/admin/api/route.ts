@@ -6,7 +6,7 @@ import type { z } from 'zod';
 import { newEvent, type EventKind, type Journal } from '../../events/index.ts';
 import type { Ledger } from '../../ledger/index.ts';
 import type { AddressHashes } from '../../mail/index.ts';
-import type { Clock, Log } from '../../runtime/index.ts';
+import type { Clock, Keyring, Log } from '../../runtime/index.ts';
 import type { ApiScope, Settings } from '../../settings/index.ts';
 import type { Problem } from './problem.ts';
 import type { Access } from './tokens.ts';
@@ -15,7 +15,8 @@ import type { Access } from './tokens.ts';
 export interface ApiDesk {
   readonly settings: () => Settings;
   readonly ledger: Ledger;
-  readonly journal: Pick<Journal, 'record'>;
+  readonly journal: Pick<Journal, 'record' | 'trace' | 'person'>;
+  readonly keyring: Pick<Keyring, 'tenant'>;
   readonly clock: Clock;
   readonly log: Log;
 }

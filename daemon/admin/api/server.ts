@@ -20,13 +20,14 @@ import type { ApiDesk, Call, Route } from './route.ts';
 import { SUBJECT_ROUTES } from './subjects.ts';
 import { SUPPRESSION_ROUTES } from './suppressions.ts';
 import { Tokens, type Access } from './tokens.ts';
+import { TRACKING_ROUTES } from './tracking.ts';
 
 export interface ApiOptions extends ApiDesk {
   readonly metrics: Metrics;
 }
 
 /** Every route that needs a token. */
-export const API_ROUTES: readonly Route[] = [...CONSENT_ROUTES, ...SUPPRESSION_ROUTES, ...SUBJECT_ROUTES, ...PROOF_ROUTES];
+export const API_ROUTES: readonly Route[] = [...CONSENT_ROUTES, ...SUPPRESSION_ROUTES, ...SUBJECT_ROUTES, ...PROOF_ROUTES, ...TRACKING_ROUTES];
 
 // A thousand consents of a kibioctet, and the brackets around them: one with every member filled in has
 // 900 octets.

@@ -2,10 +2,12 @@
 // to be left alone while something is looked into (Art. 18). Callers may rely on: an erasure destroys the
 // person's secrets, keeps evidence only as long as the tenant's settings say, and leaves a suppression.
 import { z } from 'zod';
+import { isTracking } from '../../events/index.ts';
 import { shownConsent, showConsent } from './consents.ts';
 import { record, route, type Route } from './route.ts';
 import { at, evidenceId, iso, person, showSuppression, shownSuppression } from './shapes.ts';
 import { suppressionsOf } from './suppressions.ts';
+import { lastOpensOf, showTracking, shownLastOpen, shownTracking } from './tracking.ts';
 
 const exportOf = route({
   method: 'POST', url: '/v1/subjects/export', scope: 'subjects',
@@ -14,15 +16,19 @@ const exportOf = route({
   answer: z.strictObject({
     exported_at: at, pii_principal_id: z.string(), consents: z.array(shownConsent), suppressions: z.array(shownSuppression),
     log: z.array(z.strictObject({ leaf: evidenceId, entry: z.looseObject({ event: z.string() }).optional().meta({ description: 'Absent where its key was destroyed.' }) })),
+    last_opens: z.array(shownLastOpen), tracking: z.array(shownTracking).meta({ description: 'Opens and clicks recorded of them.' }),
   }),
   async run(desk, { tenant, body }) {
     const hashes = desk.ledger.hashes(tenant.id, body.address);
     const [consents, suppressions, history] = [
       await desk.ledger.show(tenant.id, hashes), await suppressionsOf(desk, tenant, hashes), await desk.ledger.history(tenant.id, hashes),
     ];
+    const tracked: z.input<typeof shownTracking>[] = [];
+    for await (const event of desk.journal.person(tenant.id, hashes.consent.toString('hex', 0, 6))) if (isTracking(event)) tracked.push(showTracking(desk, tenant, event));
     return {
       exported_at: iso(desk.clock.now()), pii_principal_id: hashes.consent.toString('hex'), consents: consents.map(showConsent), suppressions: suppressions.map(showSuppression),
       log: history.map(({ leaf, payload }) => ({ leaf: String(leaf), ...(payload !== undefined && { entry: JSON.parse(payload) as object }) })),
+      last_opens: await lastOpensOf(desk, tenant, hashes), tracking: tracked,
     };
   },
 });
