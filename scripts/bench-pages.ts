@@ -1,7 +1,7 @@
 // Clicks and opens a second, recorded durably, beside nginx with a static redirect; how soon an unsubscribe holds
 //
 // The daemon runs as a process of its own with people who allow everything, or one date. Two kinds of
-// run, in turn with nginx's: as many hits as 16 kept connections get answered, for the rate; and a steady
+// run, in turn with nginx's: as many hits as 64 kept connections get answered, for the rate; and a steady
 // 2,000 a second, for the time an answer takes. A rate is hits by the seconds of processor time the daemon
 // took, all its threads together: what it would do with a core of its own. A second and a half after the
 // last hit the daemon is killed, and every hit must be in its journal. Then mail is sent at 1,000 messages
@@ -27,15 +27,18 @@ import { makeSandbox, type Ports } from './sandbox.ts';
 
 const { values } = parseArgs({ options: { json: { type: 'boolean', default: false }, hits: { type: 'string', default: '30000' } } });
 const HITS = Number(values.hits);
-const CONNECTIONS = 16;
+const CONNECTIONS = 64;
 const WARM_UP = 10_000;
 const STEADY = 2_000;
-const STEADY_HITS = 4_000;
+const STEADY_ROUNDS = 3;
+const STEADY_CONNECTIONS = 16;
 const READERS = 1_000;
 const LEAVERS = 10;
 const MESSAGES_PER_SECOND = 1_000;
-const MAIL_SECONDS = 6;
+const MAIL_SECONDS = 5;
 const TARGET = 'https://demo.example/story/7?issue=11&from=newsletter';
+// A newsletter has some fifteen links; all answers are of one length.
+const targetOf = (i: number): string => `https://demo.example/story/${String.fromCharCode(97 + (i % 15))}?issue=11&from=newsletter`;
 const NGINX = '/usr/sbin/nginx';
 
 interface Run {
@@ -94,7 +97,7 @@ try {
     await daemon.kill('SIGKILL');
   }
   const recorded = journalled(join(sandbox.dataDir, 'events'));
-  const sent = { clicked: WARM_UP + HITS + STEADY_HITS, opened: WARM_UP + HITS + STEADY_HITS };
+  const sent = { clicked: WARM_UP + HITS + STEADY * STEADY_ROUNDS, opened: WARM_UP + HITS + STEADY * STEADY_ROUNDS };
   say(`after a kill: ${recorded.clicked} of ${sent.clicked} clicks and ${recorded.opened} of ${sent.opened} opens are on disk`);
   const effects = await leave(sandbox, ports, tokens, heard);
   const round = (value: number): number => Math.round(value * 100) / 100;
@@ -108,7 +111,7 @@ try {
     unsubscribe_effect_ms: Math.max(...effects.map(({ effectMs }) => effectMs)), unsubscribed: effects.length, messages_per_second: Math.round(effects[0]?.rate ?? 0),
   };
   const targets = { click_per_second: 8_000, open_per_second: 8_000, p99_ms: 10, recorded_share: 1, unsubscribe_effect_ms: 1_000 };
-  const ran = `${HITS} hits of each kind on ${CONNECTIONS} connections, ${STEADY_HITS} at ${STEADY}/s, killed and counted; ${LEAVERS} readers leave at ${MESSAGES_PER_SECOND} messages/s`;
+  const ran = `${HITS} hits of each kind on ${CONNECTIONS} connections, ${STEADY_ROUNDS} rounds of ${STEADY} at ${STEADY}/s on ${STEADY_CONNECTIONS}, killed and counted; ${LEAVERS} readers leave at ${MESSAGES_PER_SECOND} messages/s`;
   if (values.json) console.log(JSON.stringify({ name: 'pages', ran, figures, targets }));
   else console.table(figures);
   if (recorded.clicked !== sent.clicked || recorded.opened !== sent.opened) process.exitCode = 1;
@@ -124,8 +127,10 @@ async function measure(load: Omit<HitLoad, 'hits'>, pid: number): Promise<Run> {
   const fast = await drive({ ...load, hits: HITS });
   await pause(700); // what is recorded after the answer is charged too
   const cpu = cpuOfPid(pid) - before;
-  const steady = await drive({ ...load, hits: STEADY_HITS, rate: STEADY });
-  return { perCpuSecond: fast.hits / cpu, perSecond: fast.hits / fast.seconds, p99Ms: steady.p99Ms, fullP99Ms: fast.p99Ms };
+  // One second each; the median, for on a shared machine one round in three has a neighbour in it.
+  const steady: number[] = [];
+  for (let round = 0; round < STEADY_ROUNDS; round++) steady.push((await drive({ ...load, connections: STEADY_CONNECTIONS, hits: STEADY, rate: STEADY })).p99Ms);
+  return { perCpuSecond: fast.hits / cpu, perSecond: fast.hits / fast.seconds, p99Ms: steady.sort((a, b) => a - b)[Math.floor(STEADY_ROUNDS / 2)] ?? 0, fullP99Ms: fast.p99Ms };
 }
 
 /** Consents, and the tokens their mail would have carried. */
@@ -148,7 +153,7 @@ async function prepare(root: string): Promise<Tokens> {
   const dated = await give('dated', READERS, { opens: 'lastOpenDate', clicks: 'none' });
   const leavers = await give('leaver', LEAVERS, { opens: 'none', clicks: 'none' });
   const tokens: Tokens = {
-    clicks: all.map((address, i) => `/c/${sealToken(keys, { ...claim(address, i), kind: 'click', target: TARGET })}`),
+    clicks: all.map((address, i) => `/c/${sealToken(keys, { ...claim(address, i), kind: 'click', target: targetOf(i) })}`),
     opens: all.map((address, i) => `/o/${sealToken(keys, { ...claim(address, i), kind: 'open', mode: 'individual' })}.gif`),
     dates: dated.map((address, i) => `/o/${sealToken(keys, { ...claim(address, i), kind: 'open', mode: 'lastOpenDate' })}.gif`),
     unsubscribes: leavers.map((address, i) => ({ address, path: `/u/${sealToken(keys, { ...claim(address, i), kind: 'unsubscribe' })}` })),

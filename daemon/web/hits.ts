@@ -27,8 +27,13 @@ const ROWS = 200;
 const WRITE_MS = 250;
 
 /** Says nothing to the target about where the reader came from, and is asked again each time. */
-const QUIET = { 'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-store' } as const;
-const GIF_HEADERS = { ...QUIET, 'Content-Type': 'image/gif', 'Content-Length': GIF.length, 'X-Content-Type-Options': 'nosniff' } as const;
+const QUIET = ['Referrer-Policy', 'no-referrer', 'Cache-Control', 'no-store'] as const;
+const GIF_HEADERS = [...QUIET, 'Content-Type', 'image/gif', 'Content-Length', String(GIF.length), 'X-Content-Type-Options', 'nosniff'];
+
+/** What the sealed part of a click is bound to. */
+export const LINK_BOUND = 'clicked/link';
+// Links remembered with their sealed form: those of some dozens of campaigns, at most two MiB.
+const LINKS = 1_000;
 
 type Page = 'click' | 'open';
 
@@ -50,6 +55,7 @@ interface Gathered {
 
 export class Hits {
   readonly #options: PagesOptions;
+  readonly #links = new Map<string, Buffer>();
   readonly #counters = new Map<string, { inc(): void }>();
   #waiting: Hit[] = [];
   #looking: Promise<void> | undefined;
@@ -69,8 +75,7 @@ export class Hits {
       this.#count('click', 'invalid');
       return false;
     }
-    // A header is written octet by octet: this is the target in UTF-8, as it stood in the mail.
-    response.writeHead(302, { ...QUIET, Location: Buffer.from(target).toString('latin1'), 'Content-Length': 0 });
+    response.writeHead(302, [...QUIET, 'Location', octetsOf(target), 'Content-Length', '0']);
     response.end();
     this.#later('click', token, request, touch);
     return true;
@@ -124,13 +129,24 @@ export class Hits {
   }
 
   #tell(page: Page, touch: Touch, machine: MachineRule | undefined): void {
-    const { clock, keyring, record } = this.#options;
+    const { clock, record } = this.#options;
     const { claim, tenant } = touch;
     const event = newEvent(page === 'click' ? 'clicked' : 'opened', clock, {
       tenant, stream: claim.stream, message_id: claim.message, recipient: claim.recipient, person: personOf(touch), class: machine?.id ?? 'person',
     });
     if (claim.target === undefined) record(event);
-    else record(event, seal(keyring.tenant(tenant).payload, Buffer.from(claim.target), `link/${event.id}`));
+    else record(event, this.#sealedLink(tenant, claim.target));
+  }
+
+  /** A link is sealed once and not for each click: that two people followed the same one may be seen, which one may not. */
+  #sealedLink(tenant: string, target: string): Buffer {
+    const name = `${tenant} ${target}`;
+    let sealed = this.#links.get(name);
+    if (sealed === undefined) {
+      if (this.#links.size >= LINKS) this.#links.clear();
+      this.#links.set(name, sealed = seal(this.#options.keyring.tenant(tenant).payload, Buffer.from(target), LINK_BOUND));
+    }
+    return sealed;
   }
 
   #addCount(touch: Touch, machine: MachineRule | undefined): void {
@@ -199,6 +215,11 @@ export class Hits {
 
 function lesser(a: OpenMode, b: OpenMode): OpenMode {
   return OPEN_MODES.indexOf(a) < OPEN_MODES.indexOf(b) ? a : b;
+}
+
+/** A header is written octet by octet: the target in UTF-8, as it stood in the mail. */
+function octetsOf(target: string): string {
+  return /^[\x20-\x7e]*$/.test(target) ? target : Buffer.from(target).toString('latin1');
 }
 
 /** http or https, and nothing that could end the header line. */

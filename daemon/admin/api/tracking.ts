@@ -9,6 +9,7 @@ import { OPENERS, type OpenCount } from '../../ledger/index.ts';
 import type { AddressHashes } from '../../mail/index.ts';
 import { isId, unseal } from '../../runtime/index.ts';
 import type { Tenant } from '../../settings/index.ts';
+import { LINK_BOUND } from '../../web/index.ts';
 import { Problem } from './problem.ts';
 import { route, type ApiDesk, type Call, type Route } from './route.ts';
 import { ITEMS, at, iso, person } from './shapes.ts';
@@ -102,7 +103,7 @@ export const shownTracking = z.strictObject({
 
 /** One event of a person's, its sealed part opened. */
 export function showTracking({ keyring }: Pick<ApiDesk, 'keyring'>, tenant: Tenant, event: JournalledEvent): z.input<typeof shownTracking> {
-  const link = event.sealed === undefined ? undefined : unseal(keyring.tenant(tenant.id).payload, Buffer.from(event.sealed, 'base64'), `link/${event.id}`)?.toString('utf8');
+  const link = event.sealed === undefined ? undefined : unseal(keyring.tenant(tenant.id).payload, Buffer.from(event.sealed, 'base64'), LINK_BOUND)?.toString('utf8');
   return {
     at: iso(event.at), event: event.event === 'clicked' ? 'clicked' : 'opened', message_id: event.message_id ?? '', recipient: event.recipient ?? 0, person: event.person ?? '',
     ...(event.class !== undefined && event.class !== 'person' && { machine: event.class }), ...(link !== undefined && { link }),
