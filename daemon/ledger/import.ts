@@ -1,7 +1,7 @@
 // Lists of consents and suppressions that a tenant brings along, of any length. Callers may rely on: rows
 // are durable window by window and never half, a bad row is reported and the others are taken, the same
 // file may be imported again without harm, nothing that a person has withdrawn since comes back
-// (stored-ledger.ts, mustKeep), and mail goes on meanwhile. A window's rows are written in the order of
+// (precedence.ts), and mail goes on meanwhile. A window's rows are written in the order of
 // their keys: rows that stand together on disk are written together, which is four times as fast in a
 // store of a million as the order of the file. An import that is given a mark can be gone on with.
 import { BASIS_FACTS, CLICK_MODES, LEGAL_BASES, MailError, OPEN_MODES, parseAddress, type AddressHashes, type BasisFact } from '../mail/index.ts';

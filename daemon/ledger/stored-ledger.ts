@@ -14,6 +14,7 @@ import type { ConsentEntry, ConsentResult, Facts, ImportMark, ImportProgress, Le
 import { LogWriter, TenantLogs, type LogEntry } from './log.ts';
 import { consentPayload, notePayload, readConsentPayload, suppressionPayload } from './payload.ts';
 import { openPersonKeys, type NewSlot, type PersonKeys } from './person-keys.ts';
+import { longer, mustKeep } from './precedence.ts';
 import { PolicyBook, type PolicyConflict } from './policy-book.ts';
 import {
   decodeConsent, decodeSuppressions, decodeSuspension, encodeConsent, encodeSuppressions, encodeSuspension, slotOf,
@@ -471,27 +472,4 @@ function recordOf(entry: ConsentEntry, id: string, now: Instant): ConsentRecord 
     id, purpose, state, legalBasis, policyHash, givenAt: evidence.time, changedAt: now, tracking,
     ...(expiresAt !== undefined && { expiresAt }), ...(facts.length > 0 && { facts }), ...(jurisdiction !== undefined && jurisdiction !== '' && { jurisdiction }),
   };
-}
-
-function mustKeep(record: ConsentRecord, fresh: ConsentRecord): boolean {
-  // A no stands against every yes that is not later than it.
-  if ((record.state === 'withdrawn' || record.state === 'refused') && fresh.state !== 'refused') return fresh.givenAt <= record.changedAt;
-  if (record.state === 'given' && fresh.state === 'pending' && (record.expiresAt === undefined || record.expiresAt > fresh.changedAt)) return true;
-  if (agrees(record, fresh)) return true;
-  // Importing last year's list again must not bring back last year's choices, nor what was withdrawn
-  // before somebody asked anew (pending stands where the withdrawal stood).
-  return fresh.givenAt < record.givenAt;
-}
-
-/** The same said again adds nothing, so that a list may be imported twice. */
-function agrees(record: ConsentRecord, fresh: ConsentRecord): boolean {
-  return record.givenAt === fresh.givenAt && record.state === fresh.state && record.policyHash === fresh.policyHash && record.legalBasis === fresh.legalBasis
-    && record.expiresAt === fresh.expiresAt && record.tracking.opens === fresh.tracking.opens && record.tracking.clicks === fresh.tracking.clicks
-    && record.jurisdiction === fresh.jurisdiction && (fresh.facts ?? []).every((fact) => record.facts?.includes(fact));
-}
-
-/** Of two suppressions of one scope and cause, the one that ends later; the first beginning stays. */
-function longer(known: Suppression, fresh: Suppression): Suppression {
-  if (known.until === undefined || (fresh.until !== undefined && fresh.until <= known.until)) return known;
-  return { ...fresh, id: known.id, since: known.since };
 }

@@ -45,7 +45,7 @@ function random(seed: number): (below: number) => number {
 interface Person {
   readonly address: string;
   readonly family: string;
-  record: { readonly kind: 'given' | 'other'; readonly until: number; readonly mode: (typeof MODES)[number] } | undefined;
+  record: { readonly kind: 'given' | 'other'; readonly until: number; readonly mode: (typeof MODES)[number]; readonly old?: boolean } | undefined;
   /** What stands against this spelling alone, and is it an unsubscribe? */
   own: ('unsubscribe' | 'bounce')[];
   waiting: number;
@@ -170,7 +170,7 @@ async function openWorld(dir: string): Promise<{ live: typeof live; close: () =>
   }
 
   async function send(): Promise<void> {
-    for (const { queue } of [...house.spool.queues()]) {
+    for (const { queue } of Array.from(house.spool.queues())) {
       for (const due of house.spool.due(queue, clock.at, 100)) {
         const person = people.find(({ address }) => address === due.recipient.wire);
         const ends = person !== undefined && !suspended && !may(person);
@@ -198,7 +198,9 @@ async function openWorld(dir: string): Promise<{ live: typeof live; close: () =>
       case 'expiring': await give(clock.at, { expiresAt: clock.at + 2 * HOUR }); given(clock.at + 2 * HOUR); break;
       case 'giveOld':
         await give(LONG_AGO);
-        person.record ??= { kind: 'given', until: Number.POSITIVE_INFINITY, mode };
+        // Told twice of one moment, the lesser choice holds.
+        if (person.record === undefined) person.record = { kind: 'given', until: Number.POSITIVE_INFINITY, mode, old: true };
+        else if (person.record.old === true && mode === 'none') person.record = { ...person.record, mode };
         break;
       case 'import':
         await importRow(ledger, forms.base, `email,purpose,source,time,policy,opens,clicks\n${person.address},newsletter,s,${clock.at},${v1?.version ?? ''},${mode},${mode}\n`, clock.at);
