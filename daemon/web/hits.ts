@@ -23,7 +23,7 @@ const WAITING = 16_000;
 const SLICE = 32;
 // Counters and dates written together: some four milliseconds of one transaction.
 const ROWS = 200;
-// A person or a power cut takes at most this much, and the sync: well below the second that is promised.
+// A crash takes at most this much and the time of one sync: well below the second that is promised.
 const WRITE_MS = 250;
 
 /** Says nothing to the target about where the reader came from, and is asked again each time. */
