@@ -15,6 +15,9 @@ const REFUSED = ROWS / 5_000;
 // Small windows, so that a kill finds an import between two of them.
 const WINDOW = ['--window', '1000'];
 
+// Some ten processes one after the other, each a second or two on a busy machine.
+t.setTimeout(120_000);
+
 interface Ran {
   readonly status: number | null;
   readonly out: string;
