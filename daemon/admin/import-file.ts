@@ -32,6 +32,7 @@ type What = keyof typeof OPENERS;
 interface Session {
   readonly tenant: string;
   readonly file: string;
+  readonly dryRun: boolean;
   readonly run: ImportRun;
   refused: RowError[];
   /** Settles when what was asked last is done. */
@@ -67,7 +68,7 @@ async function step(desk: Desk, sessions: Map<string, Session>, params: Params, 
     const result = await work;
     if (result.done) {
       const tenant = tenantOf(desk, params);
-      record(desk, what, tenant, undefined, `${result.recorded} imported`);
+      if (!session.dryRun) record(desk, what, tenant, undefined, `${result.recorded} imported`);
       sessions.delete(id);
     } else {
       session.forget = desk.clock.after(IDLE_MS, () => sessions.delete(id));
@@ -100,7 +101,7 @@ async function begin(desk: Desk, sessions: Map<string, Session>, params: Params,
     ...(typeof params['window'] === 'number' && params['window'] >= 1 && { windowRows: params['window'] }),
   };
   const id = newId(options.now);
-  sessions.set(id, { tenant: tenant.id, file, run: OPENERS[what](desk.ledger, tenant, options), refused, busy: Promise.resolve(), forget: desk.clock.after(IDLE_MS, () => sessions.delete(id)) });
+  sessions.set(id, { tenant: tenant.id, file, dryRun, run: OPENERS[what](desk.ledger, tenant, options), refused, busy: Promise.resolve(), forget: desk.clock.after(IDLE_MS, () => sessions.delete(id)) });
   return { session: id, from: before };
 }
 

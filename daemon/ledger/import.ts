@@ -15,7 +15,7 @@ export interface ImportOptions {
   /** Now, ms: a consent of tomorrow is a mistake. */
   readonly now: number;
   readonly by: string;
-  /** Profile ids a consent may name as its jurisdiction. */
+  /** Profile ids a consent may name as its jurisdiction; without them any word of letters. */
   readonly jurisdictions?: readonly string[];
   /** Every row is checked and none written. */
   readonly dryRun?: boolean;
@@ -253,6 +253,7 @@ function consentEntry(hashes: Hashes, policies: ReadonlyMap<string, Policy>, { f
     return at > options.now + AHEAD_MS ? bad(`${name} is in the future`) : at;
   };
   if (confirmed !== '' && requested === '') bad('confirmed without requested');
+  if (place !== '' && options.jurisdictions === undefined && !/^[a-z]{2,}$/.test(place)) bad('jurisdiction is not a profile id such as de');
   if (place !== '' && options.jurisdictions?.includes(place) === false) bad(`jurisdiction is not one of ${options.jurisdictions.join(', ')}`);
   return {
     hashes: hashes(email),
@@ -286,7 +287,7 @@ function suppressionEntry(hashes: Hashes, { fields }: Row, options: ImportOption
   const [email = '', place = '', cause = '', until = ''] = fields;
   return {
     hashes: hashes(email),
-    scope: parseScope(place || 'all') ?? bad('scope is not all, purpose:<name> or stream:<name>'),
+    scope: parseScope(text('scope', place || 'all')) ?? bad('scope is not all, purpose:<name> or stream:<name>'),
     cause: one('cause', cause, SUPPRESSION_CAUSES),
     ...(until !== '' && { until: instant('until', until) }),
     by: options.by,
@@ -311,6 +312,9 @@ function one<T extends string>(name: string, value: string, list: readonly T[]):
 /** ISO 8601 with a date at least, or milliseconds since the epoch. */
 function instant(name: string, value: string): number {
   const at = /^\d{11,14}$/.test(value) ? Number(value) : /^\d{4}-\d\d-\d\d(?:T[\d:.]+(?:Z|[+-]\d\d:\d\d)?)?$/.test(value) ? Date.parse(value) : Number.NaN;
+  // Date.parse takes the 31st of February for the 3rd of March.
+  const day = /^\d{4}-\d\d-(?:29|30|31)/.exec(value)?.[0];
+  const exists = day === undefined || (!Number.isNaN(at) && new Date(`${day}T00:00:00Z`).toISOString().startsWith(day));
   // Six octets hold every time from 1970 on.
-  return at >= 0 && at < 2 ** 48 ? at : bad(`${name} is not a time like 2026-01-31T12:00:00Z`);
+  return exists && at >= 0 && at < 2 ** 48 ? at : bad(`${name} is not a time like 2026-01-31T12:00:00Z`);
 }

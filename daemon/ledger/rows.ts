@@ -199,12 +199,20 @@ export class RowReader {
     for (const [name, told] of Object.entries(value)) {
       const place = this.#known.indexOf(name);
       if (place < 0) return { line, reason: `the row has a field that is not one of ${this.#known.join(', ')}` };
-      if (typeof told !== 'string' && typeof told !== 'number' && told !== null) return { line, reason: `${name} is not a text` };
-      fields[place] = told === null ? '' : String(told).trim();
+      const said = textOf(told);
+      if (said === undefined) return { line, reason: `${name} is not a text` };
+      fields[place] = said.trim();
     }
     const missing = this.#required.filter((name) => fields[this.#known.indexOf(name)] === '');
     return missing.length > 0 ? { line, reason: `the row lacks ${missing.join(', ')}` } : { line, fields };
   }
+}
+
+/** A list of texts is a text with spaces between: `facts` may be written either way. */
+function textOf(told: unknown): string | undefined {
+  if (told === null) return '';
+  if (Array.isArray(told)) return told.every((one) => typeof one === 'string') ? told.join(' ') : undefined;
+  return typeof told === 'string' || typeof told === 'number' ? String(told) : undefined;
 }
 
 function readHeader(text: string, known: readonly string[], required: readonly string[]): readonly number[] {

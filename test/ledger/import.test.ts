@@ -100,6 +100,8 @@ t.test('NDJSON, and suppressions', async (t) => {
   const found = await suppressions('email,cause,scope\na@x.example,manual,\nb@x.example,unsubscribe,purpose:news\nc@x.example,whim,\n');
   t.match(found.result, { rows: 3, recorded: 2, errors: 1 });
   t.match((await suppressions('email,cause\na@x.example,manual\n')).result.rows, 1);
+  const long = await suppressions(`email,cause,scope\nd@x.example,manual,\ne@x.example,manual,purpose:${'€'.repeat(100)}\nf@x.example,manual,\n`);
+  t.match(long, { result: { rows: 3, recorded: 2, errors: 1 }, errors: ['3: scope is longer than 255 octets'] }, 'one row is refused, not all of them');
   t.equal((await ledger.facts('acme', 'news', 's', who('a@x.example'))).suppressions.length, 1);
 });
 
@@ -112,6 +114,12 @@ t.test('facts, jurisdiction and legal basis, in both formats', async (t) => {
   t.match((await ledger.show('acme', who('a@x.example')))[0], { facts: ['double-opt-in', 'opt-out-offered'], jurisdiction: 'de', legalBasis: 'eprivacy_13_2' });
   await consents(JSON.stringify({ email: 'c@x.example', purpose: 'news', source: 's', time: '2025-12-31', policy: '1', facts: 'obtained-in-sale own-similar-products', jurisdiction: 'fr' }), { format: 'ndjson' });
   t.match((await ledger.show('acme', who('c@x.example')))[0], { facts: ['obtained-in-sale', 'own-similar-products'], jurisdiction: 'fr', legalBasis: 'gdpr_6_1_a' });
+  const json = (email: string, over: object): string => JSON.stringify({ email, purpose: 'news', source: 's', time: '2025-12-31', policy: '1', ...over });
+  const lists = await consents([json('d@x.example', { facts: ['double-opt-in', 'opt-out-offered'] }), '\n', json('e@x.example', { facts: [1] })], { format: 'ndjson' });
+  t.same(lists.errors, ['2: facts is not a text']);
+  t.match((await ledger.show('acme', who('d@x.example')))[0], { facts: ['double-opt-in', 'opt-out-offered'] });
+  const unknown = await consents([json('f@x.example', { jurisdiction: 'ca' }), '\n', json('g@x.example', { jurisdiction: 'C4' })], { format: 'ndjson', jurisdictions: undefined });
+  t.same(unknown.errors, ['2: jurisdiction is not a profile id such as de'], 'where the profiles are not known any word is taken');
 });
 
 t.test('what a file should not hold', async (t) => {
@@ -127,6 +135,7 @@ t.test('what a file should not hold', async (t) => {
     ['not UTF-8', Buffer.from(`${HEADER}\n${good('a')}\n${row('b@x.example', 'news,\xe9t\xe9,2025-12-31,1')}\n${good('c')}\n`, 'latin1'), /^3: the row is not UTF-8$/],
     ['a time in the future', `${HEADER}\n${good('a')}\n${row('b@x.example', 'news,s,2026-03-01,1')}\n${good('c')}\n`, /^3: time is in the future$/],
     ['an address of 320 octets', `${HEADER}\n${good('a')}\n${row(`${'l'.repeat(64)}@${'d'.repeat(247)}.example`)}\n${good('c')}\n`, /^3: the address is longer than 254 octets$/],
+    ['the 31st of February', `${HEADER}\n${good('a')}\n${row('b@x.example', 'news,s,2025-02-31,1')}\n${good('c')}\n`, /^3: time is not a time/],
     ['another tenant\'s policy', `${HEADER}\n${good('a')}\n${row('b@x.example', `news,s,2025-12-31,${FOREIGN}`)}\n${good('c')}\n`, /^3: policy is not a version or hash of a policy of this tenant$/],
   ];
   for (const [name, octets, reason, over] of cases) {
