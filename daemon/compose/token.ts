@@ -11,7 +11,7 @@ import { isId, randomOctets, type Keyring, type TenantKeys } from '../runtime/in
 
 /** What a link of ours carries. */
 export interface Claim {
-  readonly kind: 'click' | 'open' | 'unsubscribe';
+  readonly kind: (typeof KINDS)[number];
   readonly message: MessageId;
   /** Which recipient of the message; NOBODY in a token for aggregate opens. */
   readonly recipient: number;
@@ -38,7 +38,8 @@ const TAG_OCTETS = 16;
 const HASH_OCTETS = 16;
 const ID_OCTETS = 16;
 const NOBODY_INDEX = 0xffffffff;
-const KINDS = ['click', 'open', 'unsubscribe'] as const;
+// Its place is how a kind is written: new ones go last.
+const KINDS = ['click', 'open', 'unsubscribe', 'preferences', 'confirm'] as const;
 const MODES: readonly OpenMode[] = ['none', 'aggregate', 'lastOpenDate', 'individual'];
 // Longer than any token that fits a link of 2,000 characters.
 const MAX_TOKEN_CHARS = 4_096;
@@ -48,6 +49,8 @@ export interface Sealer {
   click(target: string): string;
   open(mode: OpenMode): string;
   unsubscribe(): string;
+  preferences(): string;
+  confirm(): string;
 }
 
 /** A sealer for the recipient that `who` names. @throws RangeError for an id or a name that cannot stand in a token */
@@ -57,6 +60,8 @@ export function openSealer(keys: TenantKeys, who: Pick<Claim, 'message' | 'recip
     click: (target) => sealParts(keys, shared, 0, target, false),
     open: (mode) => sealParts(keys, shared, 1, String.fromCharCode(MODES.indexOf(mode)), mode === 'aggregate'),
     unsubscribe: () => sealParts(keys, shared, 2, '', false),
+    preferences: () => sealParts(keys, shared, 3, '', false),
+    confirm: () => sealParts(keys, shared, 4, '', false),
   };
 }
 
@@ -64,7 +69,7 @@ export function openSealer(keys: TenantKeys, who: Pick<Claim, 'message' | 'recip
 export function sealToken(keys: TenantKeys, claim: Claim): string {
   const sealer = openSealer(keys, claim);
   if (claim.kind === 'click') return sealer.click(claim.target ?? '');
-  return claim.kind === 'open' ? sealer.open(claim.mode ?? 'none') : sealer.unsubscribe();
+  return claim.kind === 'open' ? sealer.open(claim.mode ?? 'none') : sealer[claim.kind]();
 }
 
 /** Characters of the click token for a target of this many octets, so that a link's length is known beforehand. */

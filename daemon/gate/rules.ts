@@ -21,6 +21,7 @@ export const RULES = {
   'suppressed-erasure': 'the recipient has asked to be erased',
   'suppressed-manual': 'the recipient was suppressed by hand',
   'suppressed-restriction': 'the recipient has asked that their data is not used',
+  'suppressed-pause': 'the recipient has paused the mail for a while',
   'consent-missing': 'no consent on record for purpose {}',
   'consent-pending': 'the consent for purpose {} was never confirmed',
   'consent-refused': 'the recipient has refused purpose {}',

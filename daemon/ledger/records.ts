@@ -54,7 +54,7 @@ export interface ConsentStatement extends ConsentRecord {
   readonly changedBy: string;
 }
 
-export const SUPPRESSION_CAUSES = ['hard-bounce', 'complaint', 'unsubscribe', 'objection', 'erasure', 'manual', 'restriction'] as const;
+export const SUPPRESSION_CAUSES = ['hard-bounce', 'complaint', 'unsubscribe', 'objection', 'erasure', 'manual', 'restriction', 'pause'] as const;
 export type SuppressionCause = (typeof SUPPRESSION_CAUSES)[number];
 
 export type SuppressionScope = 'all' | `purpose:${string}` | `stream:${string}`;

@@ -50,6 +50,7 @@ const WIDTH: Readonly<Record<SuppressionCause, 'address' | 'family'>> = {
   erasure: 'family',
   manual: 'family',
   restriction: 'family',
+  pause: 'address',
 };
 
 /** What a transaction works with: the rows as they stand by now, and the log to append to. */

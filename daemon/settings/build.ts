@@ -5,7 +5,8 @@ import { getServers } from 'node:dns';
 import type { LegalBasis } from '../mail/index.ts';
 import type { TreeFiles } from './files.ts';
 import type { ServerInput, ShapingInput, TenantInput } from './schema.ts';
-import type { ApiToken, Credential, LaneLimits, Listen, Policy, Server, Shaping, Stream, Tenant } from './settings.ts';
+import { pngSize } from './png.ts';
+import type { ApiToken, Brand, Credential, LaneLimits, Listen, Policy, Server, Shaping, Stream, Tenant } from './settings.ts';
 
 const DAY_MS = 86_400_000;
 
@@ -84,9 +85,11 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
       dkim: one.dkim.map((key) => ({ selector: key.selector, keyFile: files.resolve(key.key_file), canonicalization: key.canonicalization })),
       returnPath: one.return_path,
       pages: one.pages,
+      ...(one.pages_tls !== undefined && { pagesTls: { certificateFile: files.resolve(one.pages_tls.certificate_file), keyFile: files.resolve(one.pages_tls.key_file) } }),
     }))),
     streams: new Map(streams),
     credentials: Object.freeze(credentials),
+    brand: buildBrand(input.brand, texts),
     softRefuse: input.soft_refuse,
     ...(input.jurisdiction === undefined ? {} : { jurisdiction: input.jurisdiction }),
     shadow: new Set(input.shadow),
@@ -97,6 +100,14 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
       scopes: Object.freeze(one.scopes),
     }))),
     keepEvidenceMs: input.keep_evidence,
+  });
+}
+
+function buildBrand({ color, logo_file: file }: TenantInput['brand'], texts: ReadonlyMap<string, Buffer>): Brand {
+  const octets = file === undefined ? undefined : texts.get(file);
+  return Object.freeze({
+    ...(color !== undefined && { color: color.toLowerCase() }),
+    ...(octets !== undefined && { logo: Object.freeze({ octets, hash: createHash('sha256').update(octets).digest('hex'), ...pngSize(octets) ?? { width: 0, height: 0 } }) }),
   });
 }
 

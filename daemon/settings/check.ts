@@ -5,6 +5,7 @@ import type { TreeFiles } from './files.ts';
 import { nearest } from './nearest.ts';
 import type { Path, Problem } from './problem.ts';
 import type { ProfilesInput, ServerInput, ShapingInput, TenantInput } from './schema.ts';
+import { pngSize } from './png.ts';
 import type { Listen } from './settings.ts';
 import { show, valueAt, type Source } from './source.ts';
 
@@ -120,6 +121,7 @@ export function checkTenants(tenants: readonly TenantFile[], { sandbox, profiles
   const problems = tenants.flatMap((tenant) => [
     ...checkPolicies(tenant, files, texts),
     ...checkDomains(tenant, sandbox, files),
+    ...checkBrand(tenant, files, texts),
     ...checkStreams(tenant),
     ...checkCredentials(tenant),
     ...(profiles === undefined ? [] : checkJurisdiction(tenant, profiles)),
@@ -186,9 +188,33 @@ function checkDomains({ source, value }: TenantFile, sandbox: boolean, files: Tr
         problems.push(source.problem(['domains', i, 'dkim', j, 'selector'], `${show(key.selector)} stands here twice`));
       }
     }
+    for (const key of ['certificate_file', 'key_file'] as const) {
+      const name = domain.pages_tls?.[key];
+      const fault = name === undefined ? '' : files.faultOfKeyFile(name, key === 'key_file');
+      if (fault !== '') problems.push(source.problem(['domains', i, 'pages_tls', key], `${String(name)}: ${fault}`));
+    }
     if (!sandbox && domain.pages.startsWith('http:')) problems.push(source.problem(['domains', i, 'pages'], 'expected https; http is for a sandbox'));
   }
   return problems;
+}
+
+// It stands on every page and is kept in memory.
+const LOGO_OCTETS = 128 * 1_024;
+const LOGO_PIXELS = 2_000;
+
+/** Takes the logo among the texts. */
+function checkBrand({ source, value }: TenantFile, files: TreeFiles, texts: Map<string, Buffer>): Problem[] {
+  const name = value.brand.logo_file;
+  if (name === undefined) return [];
+  const found = files.inside(name) ? files.read(name) : 'expected a file inside this folder';
+  const size = typeof found === 'string' ? undefined : pngSize(found);
+  const fault = typeof found === 'string' ? found
+    : found.length > LOGO_OCTETS ? `larger than ${LOGO_OCTETS / 1_024} KiB`
+      : size === undefined ? 'not a PNG'
+        : Math.max(size.width, size.height) > LOGO_PIXELS ? `more than ${LOGO_PIXELS} pixels a side` : '';
+  if (fault !== '') return [source.problem(['brand', 'logo_file'], `${name}: ${fault}`)];
+  if (typeof found !== 'string') texts.set(name, found);
+  return [];
 }
 
 function checkStreams({ source, value }: TenantFile): Problem[] {

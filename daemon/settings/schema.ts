@@ -84,6 +84,10 @@ const domain = z.strictObject({
   })).min(1), { says: 'Signatures put on every message; at least one, for nothing is sent unsigned.' }),
   return_path: live.needed(v.hostname, { says: 'Domain of the reverse-path, whose MX is this server: bounces come back here.' }),
   pages: live.needed(v.origin, { says: "Base of recipients' links; https, or http in a sandbox." }),
+  pages_tls: live.choice(z.strictObject({
+    certificate_file: live.needed(v.file, { says: 'Certificate chain in PEM, or `credential:NAME`.' }),
+    key_file: live.needed(v.file, { says: 'Its private key in PEM, or `credential:NAME`; not readable by others.' }),
+  }), { says: 'Certificate for the host of `pages`, used where `listeners.pages_tls` is on; the files may be renewed at any time. Left out: the certificate of the listeners.' }),
 });
 
 // What most people write; the rest of the list has no plain name.
@@ -116,9 +120,15 @@ const apiToken = z.strictObject({
   scopes: live.needed(z.array(z.enum(API_SCOPES)).min(1), { says: `What it may do: ${API_SCOPES.join(', ')}; none includes another.` }),
 });
 
+const brand = z.strictObject({
+  color: live.choice(v.color, { says: 'Colour of buttons and links, such as #1a5fb4; the pages make it darker or lighter until text on it can be read. Left out: a quiet blue.' }),
+  logo_file: live.choice(v.file, { says: 'Logo on the pages: a PNG inside this folder, at most 128 KiB and 2000 pixels a side. No SVG: it can hold scripts and links to elsewhere. Left out: the name alone.' }),
+});
+
 /** `tenants/<id>.yaml`. */
 export const tenantSchema = z.strictObject({
   contact: live.needed(contact, { says: 'The sender, as recipients see them.' }),
+  brand: live.preset(brand, {}, { says: "How recipients' pages look." }),
   jurisdiction: live.choice(v.id, { says: 'Profile of recipients of whom nothing nearer is known. Left out: of every rule the strictest of all profiles.' }),
   soft_refuse: live.preset(v.yes, false, { says: '5xx that we originate become 4xx while a policy is tried out; each use is logged.', reason: 'a refusal should reach the application' }),
   shadow: live.preset(z.array(shadowable), [], { says: `Rules that are judged and recorded but not enforced; only these can be: ${SHADOWABLE.join(', ')}.`, reason: 'a rule is enforced' }),

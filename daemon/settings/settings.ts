@@ -81,8 +81,18 @@ export interface Tenant {
   /** Rules among SHADOWABLE that are judged and recorded but not enforced. */
   readonly shadow?: ReadonlySet<string>;
   readonly apiTokens?: readonly ApiToken[];
+  /** How the tenant's pages look; absent: as they come. */
+  readonly brand?: Brand;
   /** How long consent evidence outlives the erasure of its person (GDPR Art. 17(3)(e)), 0: not at all. */
   readonly keepEvidenceMs?: number;
+}
+
+/** What recipients know a tenant by. */
+export interface Brand {
+  /** `#rrggbb`, lower case; the pages make it darker or lighter until text on it can be read. */
+  readonly color?: string;
+  /** A PNG. */
+  readonly logo?: { readonly octets: Buffer; readonly hash: string; readonly width: number; readonly height: number };
 }
 
 /**
@@ -155,6 +165,8 @@ export interface SendingDomain {
   readonly returnPath: string;
   /** Base of recipients' links, `https://news.acme.example` (http only in a sandbox). */
   readonly pages: string;
+  /** The certificate for the host of `pages`, where it is not the listeners' own. */
+  readonly pagesTls?: { readonly certificateFile: string; readonly keyFile: string };
 }
 
 export interface Stream {

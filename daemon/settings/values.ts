@@ -81,6 +81,8 @@ export const hostMatch = z.string().superRefine((value, ctx) => {
   else if (!new RegExp(`^\\.?${NAME}$`).test(value)) ctx.addIssue({ code: 'custom', message: 'expected a suffix such as .google.com or a whole host name' });
 });
 
+export const color = text(/^#[0-9a-fA-F]{6}$/, 'a colour such as #1a5fb4');
+
 export const yes = z.boolean();
 /** A whole number in [least, most]. */
 export const count = (least: number, most: number) => z.int().min(least).max(most);

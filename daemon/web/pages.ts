@@ -7,6 +7,9 @@ import type { Listen } from '../settings/index.ts';
 import { Hits } from './hits.ts';
 import { listen } from './listen.ts';
 import type { PagesOptions } from './touch.ts';
+import { answerConfirm } from './confirm.ts';
+import { answerPolicies } from './policies.ts';
+import { answerPreferences } from './preferences.ts';
 import { answerUnsubscribe } from './unsubscribe.ts';
 
 const NOT_FOUND = Buffer.from('Not found\n');
@@ -54,25 +57,38 @@ export async function openPages(options: PagesOptions): Promise<Pages> {
 async function answer(options: PagesOptions, hits: Hits, request: IncomingMessage, response: ServerResponse): Promise<void> {
   const { method = '', url = '' } = request;
   const path = url.split('?', 1)[0] ?? '';
-  const [, room = '', token = ''] = /^\/([a-z.-]+)\/([A-Za-z0-9._-]+)$/.exec(path) ?? [];
+  const [, room = '', token = ''] = /^\/([a-z.-]+)\/([A-Za-z0-9._-]*)$/.exec(path) ?? [];
   const reading = method === 'GET' || method === 'HEAD';
   if (room === 'o' && reading) return hits.open(token.replace(/\.gif$/, ''), request, response);
   if (room === 'c' && reading && hits.click(token, request, response)) return undefined;
   if (room === 'u' && (reading || method === 'POST')) return answerUnsubscribe(options, token, request, response);
+  if (room === 'p' && (reading || method === 'POST')) return answerPreferences(options, token, request, response);
+  if (room === 'confirm' && (reading || method === 'POST')) return answerConfirm(options, token, request, response);
+  if (room === 'policy' && reading && answerPolicies(options, token, request, response)) return undefined;
+  const logo = room === 'brand' && reading ? logoAt(options, token) : undefined;
+  if (logo !== undefined) return picture(request, response, logo);
   const text = reading ? documentAt(options, room, token, request.headers.host ?? '') : undefined;
   if (text !== undefined) return plain(request, response, 200, Buffer.from(text));
   return plain(request, response, 404, NOT_FOUND);
 }
 
+/** A tenant's logo, by the hash of its octets. */
+function logoAt({ settings }: PagesOptions, hash: string): Buffer | undefined {
+  for (const { brand } of settings().tenants.values()) if (brand?.logo?.hash === hash) return brand.logo.octets;
+  return undefined;
+}
+
+function picture(request: IncomingMessage, response: ServerResponse, octets: Buffer): undefined {
+  response.writeHead(200, {
+    'Content-Type': 'image/png', 'Content-Length': octets.length, 'Cache-Control': 'public, max-age=31536000, immutable',
+    'Referrer-Policy': 'no-referrer', 'X-Content-Type-Options': 'nosniff', 'Content-Security-Policy': "default-src 'none'",
+  });
+  response.end(request.method === 'HEAD' ? undefined : octets);
+  return undefined;
+}
+
 /** The published text at this place, if there is one. */
 function documentAt(options: PagesOptions, room: string, name: string, host: string): string | undefined {
-  const settings = options.settings();
-  if (room === 'policy') {
-    for (const tenant of settings.tenants.values()) {
-      const policy = tenant.policies.find((policy) => policy.hash === name);
-      if (policy !== undefined) return policy.text;
-    }
-  }
   if (room === '.well-known' && name === 'security.txt') {
     const expires = new Date(options.clock.now() + SECURITY_TXT_MS).toISOString();
     // RFC 9116 §2.5.3, RFC 9116 §2.5.5

@@ -12,7 +12,7 @@ import type { Settings } from '../settings/index.ts';
 export interface PagesOptions {
   readonly settings: () => Settings;
   readonly keyring: Keyring;
-  readonly ledger: Pick<Ledger, 'facts' | 'withdraw' | 'suppress' | 'unpublished' | 'tracking'>;
+  readonly ledger: Pick<Ledger, 'facts' | 'give' | 'withdraw' | 'suppress' | 'lift' | 'erase' | 'unpublished' | 'tracking'>;
   readonly clock: Clock;
   readonly log: Log;
   readonly metrics: Metrics;
@@ -38,7 +38,7 @@ export function touchOf(options: PagesOptions, kind: Claim['kind'], token: strin
 const HOSTS = new WeakMap<Settings, ReadonlyMap<string, ReadonlySet<string>>>();
 
 /** Whose pages stand under which host; one table for each snapshot. */
-function hostsOf(settings: Settings): ReadonlyMap<string, ReadonlySet<string>> {
+export function hostsOf(settings: Settings): ReadonlyMap<string, ReadonlySet<string>> {
   let hosts = HOSTS.get(settings);
   if (hosts === undefined) {
     const made = new Map<string, Set<string>>();

@@ -231,7 +231,7 @@ t.test('the page a person sees', async (t) => {
   const text = shown.body.toString();
   t.equal(shown.status, 200);
   t.match(text, /Unsubscribe from Acme &lt;b&gt;&amp; Co/);
-  t.match(text, /<form method="post"><input type="hidden" name="confirm" value="yes"><button/);
+  t.match(text, /<form method="post"><input type="hidden" name="confirm" value="yes"><div class="row"><button/);
   t.notMatch(text, /<script|<b>|https?:/);
   t.match(shown.headers['content-security-policy'], /default-src 'none'; style-src 'sha256-/);
   const done = await ask(world, 'POST', path, 'confirm=yes', URLENCODED);
