@@ -23,7 +23,7 @@ export interface Standing {
   readonly policy: Policy | undefined;
   readonly lines: readonly PurposeLine[];
   readonly erased: boolean;
-  /** Until when all mail is paused. */
+  /** Until when what the person can choose is paused. */
   readonly pausedUntil: number | undefined;
 }
 
@@ -41,7 +41,7 @@ export async function standingOf({ ledger, clock }: PagesOptions, tenant: Tenant
     const held = suppressions.filter(({ until }) => until === undefined || until > now);
     erased ||= held.some(({ cause }) => cause === 'erasure');
     const pause = held.find(({ cause }) => cause === 'pause');
-    if (pause?.scope === 'all') pausedUntil = pause.until;
+    if (pause?.until !== undefined && isChoice(mine)) pausedUntil = Math.max(pause.until, pausedUntil ?? 0);
     if (mine.length > 0) lines.push({ purpose, consent, state: stateOf(mine, consent, held, now), ...(pause?.until !== undefined && { until: pause.until }) });
   }
   return { tenant, policy, lines, erased, pausedUntil };

@@ -20,8 +20,9 @@ export function preferencePage(desk: Desk, { policy, lines, pausedUntil }: Stand
     title: desk.say('title'),
     body: html`${said === undefined ? NOTHING : html`<p class="said" role="status">${said}</p>
 `}<p>${desk.say('intro')}</p>
-${lines.map((line) => lineCard(desk, line, policy))}
+${choices.map((line) => lineCard(desk, line, policy))}
 ${isAnyOn && choices.length > 1 ? form(desk, 'stop-all', html``, html`<div class="row"><button type="submit">${desk.say('stop_all')}</button></div>`) : NOTHING}
+${lines.filter((line) => !choices.includes(line)).map((line) => lineCard(desk, line, policy))}
 <section class="card" aria-labelledby="pause"><h2 id="pause">${desk.say('pause_title')}</h2>
 ${pausedUntil === undefined ? html`<p>${desk.say('pause')}${lines.some(({ state }) => state === 'needed') ? ` ${desk.say('pause_needed')}` : ''}</p>
 ${form(desk, 'pause', html``, html`<div class="row"><button type="submit" name="days" value="30">${desk.say('pause_30')}</button><button type="submit" name="days" value="90">${desk.say('pause_90')}</button></div>`)}`
@@ -90,8 +91,9 @@ export function erasePage(desk: Desk, { tenant }: Standing, now: number): Sheet 
     title: desk.say('erase_ask_title'),
     body: html`<p>${desk.say('erase_ask')}</p>
 <section class="card" aria-labelledby="goes"><h2 id="goes">${desk.say('erase_goes_title')}</h2><p>${desk.say('erase_goes')}</p></section>
-<section class="card" aria-labelledby="stays"><h2 id="stays">${desk.say('erase_stays_title')}</h2><p>${desk.say('erase_stays')}</p>
-${keepMs > 0 ? html`<p>${desk.say('erase_keeps', { date: dayIn(desk.language, now + keepMs) })}</p>` : NOTHING}<p class="note">${desk.say('erase_others')}</p></section>
+<section class="card" aria-labelledby="stays"><h2 id="stays">${desk.say('erase_stays_title')}</h2><ul><li>${desk.say('erase_stays')}</li>
+<li>${desk.say('erase_logs')}</li>
+${keepMs > 0 ? html`<li>${desk.say('erase_keeps', { date: dayIn(desk.language, now + keepMs) })}</li>` : NOTHING}</ul><p class="note">${desk.say('erase_others')}</p></section>
 ${form(desk, 'erase', hidden('sure', 'yes'), html`<div class="row"><button class="main" type="submit">${desk.say('erase_button')}</button></div>`)}
 <p><a href="?lang=${desk.language}">${desk.say('back')}</a></p>`,
   };

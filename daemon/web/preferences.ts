@@ -139,12 +139,15 @@ async function give(act: Act, { purpose, consent }: PurposeLine, policy: Policy,
 }
 
 async function pause(act: Act, ms: number | undefined): Promise<string | undefined> {
-  const { options: { ledger, clock }, touch, desk } = act;
+  const { options: { ledger, clock }, touch, desk, standing } = act;
   if (ms === undefined) return undefined;
   const until = clock.now() + ms;
   // Of two pauses the later end would stay: the person's last word is the one that counts.
   await ledger.lift(touch.tenant, touch.claim.hashes, 'recipient', { cause: 'pause' });
-  await ledger.suppress(touch.tenant, { hashes: touch.claim.hashes, scope: 'all', cause: 'pause', until, by: 'recipient' });
+  // What belongs to an order goes on: a receipt that does not come helps nobody.
+  for (const { purpose, state } of standing.lines) {
+    if (state !== 'needed') await ledger.suppress(touch.tenant, { hashes: touch.claim.hashes, scope: `purpose:${purpose}`, cause: 'pause', until, by: 'recipient' });
+  }
   tell(act, 'suppression', 'pause');
   return desk.say('said_pause', { date: dayIn(desk.language, until) });
 }

@@ -49,5 +49,5 @@ export function say(language: Language, key: TextKey, blanks: Blanks = {}): stri
 
 /** A day in the words of the language; UTC. */
 export function dayIn(language: Language, at: number): string {
-  return new Intl.DateTimeFormat(language, { dateStyle: 'long', timeZone: 'UTC' }).format(at);
+  return new Intl.DateTimeFormat(language === 'en' ? 'en-GB' : language, { dateStyle: 'long', timeZone: 'UTC' }).format(at);
 }

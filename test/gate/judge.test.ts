@@ -70,6 +70,7 @@ t.test('T3, T29: recipients, rule by rule', async (t) => {
     ['objection', { facts: facts({}, against('objection', { scope: 'purpose:news' })) }, 'no', 'suppressed-objection'],
     ['erasure', { facts: facts({}, against('erasure')) }, 'no', 'suppressed-erasure'],
     ['restriction', { facts: facts({}, against('restriction')) }, 'no', 'suppressed-restriction'],
+    ['pause', { facts: facts({}, against('pause', { scope: 'purpose:news' })) }, 'no', 'suppressed-pause'],
     ['manual, this stream', { facts: facts({}, against('manual', { scope: 'stream:weekly' })) }, 'no', 'suppressed-manual'],
     ['unsubscribe of another purpose', { facts: facts({}, against('unsubscribe', { scope: 'purpose:offers' })) }, 'yes', 'ok-consent'],
     ['manual, another stream', { facts: facts({}, against('manual', { scope: 'stream:receipts' })) }, 'yes', 'ok-consent'],

@@ -11,7 +11,7 @@ import type { Stream, Tenant } from '../../daemon/settings/index.ts';
 import { makeTwoTenants, type TwoTenants } from '../lib/two-tenants.ts';
 
 // What a mailbox did is the mailbox's; everything else a person has asked for.
-const FAMILY: readonly SuppressionCause[] = SUPPRESSION_CAUSES.filter((cause) => cause !== 'hard-bounce' && cause !== 'unsubscribe');
+const FAMILY: readonly SuppressionCause[] = SUPPRESSION_CAUSES.filter((cause) => cause !== 'hard-bounce' && cause !== 'unsubscribe' && cause !== 'pause');
 const HOUR_MS = 3_600_000;
 
 let two: TwoTenants;

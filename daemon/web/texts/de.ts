@@ -1,4 +1,5 @@
 // The texts in German; en.ts is the list of keys.
+// What stands in braces is filled in by texts.ts; the tone is the same everywhere: plain, to the person.
 import type { Texts } from '../texts.ts';
 
 export const de: Texts = {
@@ -43,10 +44,10 @@ export const de: Texts = {
   clicks_individual: 'Aufzeichnen, welchen Links ich wann folge',
   save: 'Speichern',
   pause_title: 'Eine Pause machen',
-  pause: 'Eine Zeit lang gar keine Post. Danach geht es von selbst weiter.',
+  pause: 'Eine Zeit lang keine Post, die Sie wählen können. Danach geht es von selbst weiter.',
   pause_30: '30 Tage pausieren',
   pause_90: '90 Tage pausieren',
-  pause_needed: 'Auch Post zu Ihren Bestellungen pausiert.',
+  pause_needed: 'Was zu einer Bestellung gehört, kommt weiterhin.',
   resume: 'Pause jetzt beenden',
   erase_title: 'Vergessen werden',
   erase: 'Alles löschen lassen, was hier über Sie gespeichert ist.',
@@ -57,6 +58,7 @@ export const de: Texts = {
   erase_goes: 'Ihre Einwilligungen, Ihre Wahl und wie und wann Sie sie getroffen haben.',
   erase_stays_title: 'Was bleibt',
   erase_stays: 'Eine verschlüsselte Zahl aus Ihrer Adresse, damit Ihnen von hier niemand mehr schreibt. Ihre Adresse lässt sich daraus nicht zurückgewinnen.',
+  erase_logs: 'Vermerke, was wann gesendet wurde, ohne Ihren Namen und Ihre Adresse, bis sie alt genug sind, um gelöscht zu werden.',
   erase_keeps: 'Der Nachweis Ihrer Einwilligung bleibt bis {date} unter Verschluss, für den Fall eines Rechtsstreits.',
   erase_others: 'Anderswo kann {sender} weitere Daten über Sie haben, etwa Bestellungen. Bitte fragen Sie dort nach.',
   erase_button: 'Meine Daten endgültig löschen',

@@ -1,4 +1,5 @@
 // The texts in French; en.ts is the list of keys.
+// What stands in braces is filled in by texts.ts; the tone is the same everywhere: plain, to the person.
 import type { Texts } from '../texts.ts';
 
 export const fr: Texts = {
@@ -43,10 +44,10 @@ export const fr: Texts = {
   clicks_individual: 'Enregistrer quels liens je suis, et quand',
   save: 'Enregistrer',
   pause_title: 'Faire une pause',
-  pause: 'Plus aucun message pendant un temps. Tout reprend ensuite automatiquement.',
+  pause: 'Aucun des messages que vous pouvez choisir, pendant un temps. Tout reprend ensuite automatiquement.',
   pause_30: 'Pause de 30 jours',
   pause_90: 'Pause de 90 jours',
-  pause_needed: 'Les messages sur vos commandes s’arrêtent aussi.',
+  pause_needed: 'Les messages liés à une commande continuent d’arriver.',
   resume: 'Terminer la pause maintenant',
   erase_title: 'Être oublié(e)',
   erase: 'Faire supprimer tout ce qui est conservé ici à votre sujet.',
@@ -57,6 +58,7 @@ export const fr: Texts = {
   erase_goes: 'Vos consentements, vos choix, et la manière et la date où vous les avez donnés.',
   erase_stays_title: 'Ce qui reste',
   erase_stays: 'Un nombre brouillé, tiré de votre adresse, pour que plus personne ici ne vous écrive. Il ne permet pas de retrouver votre adresse.',
+  erase_logs: 'Des notes sur ce qui a été envoyé et quand, sans votre nom ni votre adresse, jusqu’à leur suppression pour ancienneté.',
   erase_keeps: 'La preuve de votre consentement est conservée sous clé jusqu’au {date}, en cas de litige.',
   erase_others: '{sender} peut détenir d’autres données à votre sujet, par exemple des commandes. Adressez-lui votre demande.',
   erase_button: 'Supprimer définitivement mes données',

@@ -1,4 +1,5 @@
 // The texts in Hindi; en.ts is the list of keys.
+// What stands in braces is filled in by texts.ts; the tone is the same everywhere: plain, to the person.
 import type { Texts } from '../texts.ts';
 
 export const hi: Texts = {
@@ -43,10 +44,10 @@ export const hi: Texts = {
   clicks_individual: 'दर्ज करें कि मैं किन लिंक पर कब जाता हूँ',
   save: 'सहेजें',
   pause_title: 'विराम लें',
-  pause: 'कुछ समय तक कोई संदेश नहीं। फिर वे अपने आप शुरू हो जाएँगे।',
+  pause: 'कुछ समय तक आपके चुने जा सकने वाले संदेशों में से कोई नहीं। फिर वे अपने आप शुरू हो जाएँगे।',
   pause_30: '30 दिन का विराम',
   pause_90: '90 दिन का विराम',
-  pause_needed: 'आपके ऑर्डर के संदेश भी रुकेंगे।',
+  pause_needed: 'ऑर्डर से जुड़े संदेश आते रहेंगे।',
   resume: 'विराम अभी समाप्त करें',
   erase_title: 'भुला दिए जाएँ',
   erase: 'आपके बारे में यहाँ जो कुछ रखा है, वह सब मिटवाएँ।',
@@ -57,6 +58,7 @@ export const hi: Texts = {
   erase_goes: 'आपकी सहमतियाँ, आपके चुनाव, और वे कैसे और कब दिए गए।',
   erase_stays_title: 'क्या रहेगा',
   erase_stays: 'आपके पते से बनी एक गुप्त संख्या, ताकि यहाँ से कोई आपको फिर न लिखे। इससे आपका पता वापस नहीं निकाला जा सकता।',
+  erase_logs: 'क्या और कब भेजा गया, इसके नोट, आपके नाम और पते के बिना, जब तक वे पुराने होकर हटा न दिए जाएँ।',
   erase_keeps: 'कानूनी दावे की स्थिति के लिए आपकी सहमति का प्रमाण {date} तक ताले में रखा जाता है।',
   erase_others: '{sender} के पास आपके बारे में कहीं और डेटा हो सकता है, जैसे ऑर्डर। कृपया उनसे पूछें।',
   erase_button: 'मेरा डेटा हमेशा के लिए मिटाएँ',

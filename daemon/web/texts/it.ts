@@ -1,4 +1,5 @@
 // The texts in Italian; en.ts is the list of keys.
+// What stands in braces is filled in by texts.ts; the tone is the same everywhere: plain, to the person.
 import type { Texts } from '../texts.ts';
 
 export const it: Texts = {
@@ -43,10 +44,10 @@ export const it: Texts = {
   clicks_individual: 'Registrare quali link seguo, e quando',
   save: 'Salva',
   pause_title: 'Fai una pausa',
-  pause: 'Nessun messaggio per un po’. Poi si riprende da soli.',
+  pause: 'Nessuno dei messaggi che puoi scegliere, per un po’. Poi riprendono da soli.',
   pause_30: 'Pausa di 30 giorni',
   pause_90: 'Pausa di 90 giorni',
-  pause_needed: 'Si fermano anche i messaggi sui tuoi ordini.',
+  pause_needed: 'Ciò che riguarda un ordine continua ad arrivare.',
   resume: 'Termina ora la pausa',
   erase_title: 'Farsi dimenticare',
   erase: 'Far cancellare tutto ciò che è conservato qui su di te.',
@@ -57,6 +58,7 @@ export const it: Texts = {
   erase_goes: 'I tuoi consensi, le tue scelte, e come e quando le hai fatte.',
   erase_stays_title: 'Che cosa resta',
   erase_stays: 'Un numero cifrato, ricavato dal tuo indirizzo, perché da qui nessuno ti scriva più. Non permette di risalire al tuo indirizzo.',
+  erase_logs: 'Note su che cosa è stato inviato e quando, senza il tuo nome né indirizzo, finché non vengono rimosse per età.',
   erase_keeps: 'La prova del tuo consenso resta sotto chiave fino al {date}, in caso di controversia.',
   erase_others: '{sender} può avere altrove dati su di te, per esempio ordini. Rivolgiti a loro.',
   erase_button: 'Cancella per sempre i miei dati',
