@@ -214,7 +214,7 @@ async function tryOnce(house: House, due: Due, lane: LaneName, route: RouteResul
 
 async function renderCopy(house: House, cleared: Cleared, stream: Stream, domain: SendingDomain): Promise<ReturnType<typeof render>> {
   const { tenant } = cleared.message.origin;
-  return render(cleared, await house.spool.body(cleared.id), { tenant, keys: house.keyring.tenant(tenant), domain, stream });
+  return render(cleared, await house.spool.body(cleared.id), { tenant, keys: house.keyring.tenant(tenant), domain, stream, inbound: house.settings().server.listeners.inbound.length > 0 });
 }
 
 /** DNS had no way there. */

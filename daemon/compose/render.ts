@@ -7,13 +7,15 @@ import type { Cleared, OpenMode, Plan, PlannedEdit, PlannedPart, Rendered } from
 import { encodeQpRun } from '../mail/index.ts';
 import type { TenantKeys } from '../runtime/index.ts';
 import type { SendingDomain, Stream } from '../settings/index.ts';
-import { NOBODY, NO_MESSAGE, openSealer, sealReturnPath, tokenChars } from './token.ts';
+import { NOBODY, NO_MESSAGE, openSealer, sealMailto, sealReturnPath, tokenChars } from './token.ts';
 
 export interface RenderContext {
   readonly tenant: string;
   readonly keys: TenantKeys;
   readonly domain: SendingDomain;
   readonly stream: Stream;
+  /** Whether mail to the return path reaches us: only then may one unsubscribe by mail. */
+  readonly inbound?: boolean;
 }
 
 // RFC 5322 §2.1.1 MUST: 998 characters without CRLF.
@@ -124,7 +126,11 @@ class Ink {
 
   // RFC 8058 §3.1: one HTTPS URI, and the Post field beside it.
   unsubscribeFields(): string {
-    return `List-Unsubscribe: <${this.#context.domain.pages}/u/${this.#sealer.unsubscribe()}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n`;
+    const { domain, inbound, keys, tenant } = this.#context;
+    const token = this.#sealer.unsubscribe();
+    // RFC 2369 §2: by preference, and the subject (RFC 6068 §2) names the person: the address has no room for it.
+    const mailto = inbound === true ? `,\r\n <mailto:${sealMailto(keys, tenant, this.#cleared.id, this.#cleared.index)}@${domain.returnPath}?subject=${token}>` : '';
+    return `List-Unsubscribe: <${domain.pages}/u/${token}>${mailto}\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n`;
   }
 }
 

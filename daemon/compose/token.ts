@@ -194,35 +194,56 @@ function idText(octets: Buffer): MessageId {
   return text;
 }
 
-const RETURN_PREFIX = 'b-';
+// A bounce's address and an unsubscription's: alike in form, and the tag of one is not the other's.
+const PREFIXES = { bounce: 'b-', unsubscribe: 'u-' } as const;
+type MailTokenKind = keyof typeof PREFIXES;
 const RETURN_TAG_OCTETS = 10; // 80 bits: a forger may try as often as mail can be sent, not faster
 const RETURN_CLEAR_OCTETS = 4 + ID_OCTETS + 4;
 const RETURN_CHARS = Math.ceil(((RETURN_CLEAR_OCTETS + RETURN_TAG_OCTETS) * 8) / 5);
 
+/** A message and one of its recipients, as an address of ours names them. */
+export interface MailToken {
+  readonly tenant: string;
+  readonly message: MessageId;
+  readonly recipient: number;
+}
+
 /** The local part of the reverse-path of one recipient's copy: 57 octets, lower case, read in any case. */
-export function sealReturnPath(keys: TenantKeys, tenant: string, id: MessageId, index: number): string {
+export const sealReturnPath = (keys: TenantKeys, tenant: string, id: MessageId, index: number): string => sealLocal('bounce', keys, tenant, id, index);
+
+/** Whose message and which recipient a reverse-path names; undefined when we did not make it. */
+export const openReturnPath = (keyring: Keyring, local: string): MailToken | undefined => openLocal('bounce', keyring, local);
+
+/** The local part to which this recipient may write to unsubscribe; of the same form as a reverse-path. */
+export const sealMailto = (keys: TenantKeys, tenant: string, id: MessageId, index: number): string => sealLocal('unsubscribe', keys, tenant, id, index);
+
+/** Whose message and which recipient an unsubscribe address names; undefined when we did not make it. */
+export const openMailto = (keyring: Keyring, local: string): MailToken | undefined => openLocal('unsubscribe', keyring, local);
+
+function sealLocal(kind: MailTokenKind, keys: TenantKeys, tenant: string, id: MessageId, index: number): string {
   const clear = Buffer.allocUnsafe(RETURN_CLEAR_OCTETS);
   keys.token.id.copy(clear, 0);
   idOctets(id).copy(clear, 4);
   clear.writeUInt32BE(index, 4 + ID_OCTETS);
-  return RETURN_PREFIX + toBase32(Buffer.concat([clear, returnTag(keys, tenant, clear)]));
+  return PREFIXES[kind] + toBase32(Buffer.concat([clear, mailTag(kind, keys, tenant, clear)]));
 }
 
-/** Whose message and which recipient a reverse-path names; undefined when we did not make it. */
-export function openReturnPath(keyring: Keyring, local: string): { readonly tenant: string; readonly message: MessageId; readonly recipient: number } | undefined {
+function openLocal(kind: MailTokenKind, keyring: Keyring, local: string): MailToken | undefined {
   const lower = local.toLowerCase();
-  if (!lower.startsWith(RETURN_PREFIX) || lower.length !== RETURN_PREFIX.length + RETURN_CHARS) return undefined;
-  const octets = fromBase32(lower.slice(RETURN_PREFIX.length));
+  const prefix = PREFIXES[kind];
+  if (!lower.startsWith(prefix) || lower.length !== prefix.length + RETURN_CHARS) return undefined;
+  const octets = fromBase32(lower.slice(prefix.length));
   if (octets === undefined) return undefined;
   const clear = octets.subarray(0, RETURN_CLEAR_OCTETS);
   const tenant = keyring.tenantOfToken(clear.subarray(0, 4));
   if (tenant === undefined) return undefined;
-  if (!timingSafeEqual(octets.subarray(RETURN_CLEAR_OCTETS), returnTag(keyring.tenant(tenant), tenant, clear))) return undefined;
+  if (!timingSafeEqual(octets.subarray(RETURN_CLEAR_OCTETS), mailTag(kind, keyring.tenant(tenant), tenant, clear))) return undefined;
   return { tenant, message: idText(clear.subarray(4, 4 + ID_OCTETS)), recipient: clear.readUInt32BE(4 + ID_OCTETS) };
 }
 
-function returnTag(keys: TenantKeys, tenant: string, clear: Buffer): Buffer {
-  return createHmac('sha256', keys.verp).update(`return-path\0${tenant}\0`).update(clear).digest().subarray(0, RETURN_TAG_OCTETS);
+function mailTag(kind: MailTokenKind, keys: TenantKeys, tenant: string, clear: Buffer): Buffer {
+  const label = kind === 'bounce' ? 'return-path' : 'mailto';
+  return createHmac('sha256', keys.verp).update(`${label}\0${tenant}\0`).update(clear).digest().subarray(0, RETURN_TAG_OCTETS);
 }
 
 function toBase32(octets: Buffer): string {

@@ -7,7 +7,7 @@ import type { Instant, MessageId, Phase } from '../mail/index.ts';
 /** Closed list; each kind is documented in daemon/README.md. */
 export const EVENT_KINDS = [
   'accepted', 'refused', 'delivered', 'deferred', 'failed', 'suppressed', 'expired', 'dropped', 'held', 'released',
-  'opened', 'clicked', 'unsubscribed',
+  'opened', 'clicked', 'unsubscribed', 'bounced', 'complained',
   'consent', 'suppression', 'erased', 'restricted', 'policy-published', 'suspended', 'resumed', 'reloaded', 'reload-failed', 'soft-refused', 'started', 'stopped',
 ] as const;
 export type EventKind = (typeof EVENT_KINDS)[number];

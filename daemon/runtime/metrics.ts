@@ -19,6 +19,8 @@ export class Metrics {
   readonly links = this.#counter('postern_links_rewritten_total', 'Links rewritten in delivered copies', []);
   readonly untouched = this.#counter('postern_parts_untouched_total', 'Text parts left as they came, by reason', ['why']);
   readonly hits = this.#counter('postern_page_hits_total', 'What recipients touched', ['page', 'result']);
+  readonly returned = this.#counter('postern_returned_total', 'Mail that came back, by what it was and what came of it', ['tenant', 'kind', 'result']);
+  readonly inboundRefused = this.#counter('postern_inbound_refusals_total', 'Commands refused at the inbound door, by reason', ['reason']);
   readonly apiRequests = this.#counter('postern_api_requests_total', 'Requests of the tenants\' API, by route and status', ['route', 'status']);
   readonly reloadOk = this.#gauge('postern_config_last_reload_successful', '1 when the tree on disk is the one in force', []);
   readonly reloadAt = this.#gauge('postern_config_last_reload_success_timestamp_seconds', 'When the tree in force was loaded', []);

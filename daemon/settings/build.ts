@@ -22,6 +22,7 @@ export function buildServer(input: ServerInput, files: TreeFiles): Server {
     listeners: {
       submissions: listeners.submissions,
       submission: listeners.submission,
+      inbound: listeners.inbound,
       pages: listeners.pages,
       pagesTls: listeners.pages_tls,
       api: listeners.api,

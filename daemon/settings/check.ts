@@ -50,7 +50,7 @@ interface Door {
 }
 
 function listeners(server: ServerInput): Door[] {
-  return (['submissions', 'submission', 'pages', 'api', 'metrics'] as const).flatMap((name) =>
+  return (['submissions', 'submission', 'inbound', 'pages', 'api', 'metrics'] as const).flatMap((name) =>
     server.listeners[name].map((at, i) => ({ name, path: ['listeners', name, i], at })));
 }
 

@@ -41,6 +41,8 @@ export const serverSchema = z.strictObject({
     submissions: preset(z.array(v.listen), ['[::]:465'], { says: 'Submission under TLS from the first octet; `[]` closes it.', reason: 'the registered port' }),
     // RFC 6409 §3.1
     submission: preset(z.array(v.listen), ['[::]:587'], { says: 'Submission with STARTTLS; `[]` closes it.', reason: 'the registered port' }),
+    // RFC 5321 §4.5.4.2: the null reverse-path's mail comes to port 25 of the return path's MX
+    inbound: preset(z.array(v.listen), [], { says: 'Mail that comes back: bounces, complaints, unsubscriptions, postmaster and abuse; port 25 of the MX of every return_path. `[]` closes it, and then nobody is offered to unsubscribe by mail.', reason: 'a door nobody asked for stays shut' }),
     pages: preset(z.array(v.listen), ['127.0.0.1:8080'], { says: "Recipients' pages: clicks, opens, unsubscribe, preferences.", reason: 'for a proxy on this machine' }),
     pages_tls: preset(v.yes, false, { says: 'Whether the pages speak TLS themselves, with the certificate above.', reason: 'a proxy in front usually does' }),
     api: preset(z.array(v.listen), [], { says: "The tenants' HTTP API, always over TLS with the certificate above; `[]` closes it.", reason: 'a door nobody asked for stays shut' }),

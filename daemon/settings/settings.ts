@@ -33,6 +33,8 @@ export interface Server {
     readonly submissions: readonly Listen[];
     /** STARTTLS (RFC 6409). */
     readonly submission: readonly Listen[];
+    /** Mail that comes back, without a login. */
+    readonly inbound: readonly Listen[];
     /** Recipients' pages. */
     readonly pages: readonly Listen[];
     /** Pages over TLS: false when a proxy in front of us does it. */

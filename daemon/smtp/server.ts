@@ -18,6 +18,8 @@ import { parseMail, parseRcpt } from './path.ts';
 export interface SmtpServerOptions<Auth extends object> {
   readonly hostname: string;
   readonly implicitTls: boolean;
+  /** `none`: anybody may speak, with or without TLS, and the door decides by recipient alone; AUTH is not known then. */
+  readonly login?: 'required' | 'none';
   readonly cert: Buffer;
   readonly key: Buffer;
   /** Sessions the door allows, all told and from one address; TLS handshakes under way are held to the same. */
@@ -41,7 +43,7 @@ const HANDSHAKE_MS = 30_000;
 const DRAIN_MS = 30_000;
 const OLDEST_TLS = 'TLSv1.2'; // RFC 8996: nothing older
 
-/** An SMTP server for submission; listen() and close() come from smtp-server. */
+/** An SMTP server for submission, or with `login: 'none'` for mail from other hosts; listen() and close() come from smtp-server. */
 export class DoorServer<Auth extends object> extends SMTPServer {
   readonly door: Door<Auth>;
   readonly limits: SmtpServerOptions<Auth>;
@@ -230,9 +232,13 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
     return this.#auth;
   }
 
-  // RFC 3848 and RFC 6531 §4.3; TLS and a login are extensions, so plain SMTP it never is
+  // RFC 3848 and RFC 6531 §4.3; who says HELO has no extension
   get protocol(): string {
     return `${this.#utf8 ? 'UTF8SMTP' : 'ESMTP'}${this.secure ? 'S' : ''}${this.#auth === undefined ? '' : 'A'}`;
+  }
+
+  #needsLogin(): boolean {
+    return this.#server.limits.login !== 'none';
   }
 
   // The library waits 100 ms for early talkers; one turn of the loop catches those whose bytes are here already.
@@ -303,7 +309,7 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
     if (!this.#greeted(command)) return this.#answer(REPLIES.badArguments, callback);
     const { hostname, messageBytes } = this.#server.limits;
     // RFC 4954 §4: AUTH is offered where a password may be sent, which is under TLS.
-    const login = this.#auth === undefined ? ['AUTH PLAIN LOGIN'] : [];
+    const login = this.#auth === undefined && this.#needsLogin() ? ['AUTH PLAIN LOGIN'] : [];
     const offered = this.secure ? login : ['STARTTLS'];
     super.send(250, [hostname, 'PIPELINING', '8BITMIME', 'SMTPUTF8', 'ENHANCEDSTATUSCODES', 'DSN', ...offered, `SIZE ${messageBytes}`], false);
     callback();
@@ -325,6 +331,7 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
   }
 
   override handler_AUTH(command: Buffer, callback: () => void): void {
+    if (!this.#needsLogin()) return this.#answer(REPLIES.notImplemented, callback);
     if (!this.secure) return this.#answer(REPLIES.authNeedsTls, callback);
     // RFC 4954 §4: not within a transaction, and once a session.
     if (this.#mail === 'open' || this.#auth !== undefined) return this.#answer(REPLIES.badSequence, callback);
@@ -345,8 +352,8 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
   }
 
   override handler_MAIL(command: Buffer, callback: () => void): void {
-    if (!this.secure) return this.#answer(REPLIES.tlsFirst, callback);
-    if (this.#auth === undefined) return this.#answer(REPLIES.authFirst, callback);
+    if (this.#needsLogin() && !this.secure) return this.#answer(REPLIES.tlsFirst, callback);
+    if (this.#needsLogin() && this.#auth === undefined) return this.#answer(REPLIES.authFirst, callback);
     if (this.#mail === 'open') return this.#answer(REPLIES.badSequence, callback);
     if (this.#server.draining) {
       this.expel(REPLIES.draining);

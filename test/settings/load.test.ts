@@ -29,7 +29,7 @@ t.test('a tree becomes a frozen snapshot with units resolved', async (t) => {
   const { server, shaping } = settings;
   t.equal(server.dataDir, join(root, 'data'));
   t.equal(server.masterKeyFile, join(root, 'keys/master.key'));
-  t.strictSame(server.listeners, { submissions: [{ host: '127.0.0.1', port: 2465 }], submission: [], pages: [{ host: '127.0.0.1', port: 8080 }], pagesTls: false, api: [], metrics: [{ host: '127.0.0.1', port: 9464 }] });
+  t.strictSame(server.listeners, { submissions: [{ host: '127.0.0.1', port: 2465 }], submission: [], inbound: [], pages: [{ host: '127.0.0.1', port: 8080 }], pagesTls: false, api: [], metrics: [{ host: '127.0.0.1', port: 9464 }] });
   t.equal(server.limits.messageBytes, 10 * 1024 * 1024);
   t.equal(server.limits.idleTimeoutMs, 300_000);
   t.ok(server.resolver.servers.length > 0, 'no servers written: those of the system');

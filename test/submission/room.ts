@@ -72,7 +72,7 @@ export async function openRoom(limits: Limits = {}, credentials: readonly Creden
   const here = [{ host: '127.0.0.1', port: 0 }];
   const server = {
     hostname: 'mx.acme.example', tls: { certificateFile, keyFile },
-    listeners: { submissions: here, submission: here, pages: [], pagesTls: false, api: [], metrics: [], ...listeners },
+    listeners: { submissions: here, submission: here, inbound: [], pages: [], pagesTls: false, api: [], metrics: [], ...listeners },
     limits: {
       messageBytes: 1_000_000, recipientsPerMessage: 100, connections: 50, connectionsPerAddress: 40, dataTimeoutMs: 20_000, idleTimeoutMs: 20_000,
       authFailures: 5, diskReserveBytes: 0, keepEventsMs: 0, ...limits,
