@@ -6,6 +6,7 @@ import { openApi, openObserve, operationsOf, serveControl, watchPolicies, type D
 import { laneLimits, openDeliverer, type RouteResult } from './deliver/index.ts';
 import { openResolver } from './dns/index.ts';
 import { newEvent, openJournal, type Journal } from './events/index.ts';
+import { openFeedback, openSentCopies } from './feedback/index.ts';
 import { openLedger, type Ledger } from './ledger/index.ts';
 import { openPipeline, type House } from './pipeline.ts';
 import { MailError } from './mail/index.ts';
@@ -141,7 +142,9 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => resolver.close());
   const deliverer = openDeliverer({ settings, resolver, clock, log, metrics });
   closers.push(() => deliverer.close());
-  const house: House = { settings, clock, log, metrics, keyring, ledger, spool, signer, deliverer, journal };
+  const sent = openSentCopies(settings().server.dataDir, { clock, log });
+  closers.push(() => sent.close());
+  const house: House = { settings, clock, log, metrics, keyring, ledger, spool, signer, deliverer, journal, sent };
   const pipeline = openPipeline(house);
   const schedule = new Schedule<RouteResult>({
     spool, clock, log, metrics,
@@ -149,6 +152,8 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
     run: (due, lane, route) => pipeline.attempt(due, lane, route),
   });
   closers.push(() => schedule.stop());
+  const feedback = await openFeedback({ settings, keyring, ledger, sent, clock, log, metrics, record: (event) => journal.record(event) });
+  closers.push(() => feedback.close());
   const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event, sealed) => journal.record(event, sealed) });
   closers.push(() => pages.close());
   const api = await openApi({ settings, ledger, journal, keyring, clock, log, metrics });
@@ -165,6 +170,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
     await notify('RELOADING=1');
     const result = await live.reload();
     submission.renewCertificate();
+    feedback.renewTls();
     pages.renewTls();
     api.renewTls();
     await notify('READY=1', result.ok ? 'STATUS=configuration reloaded' : 'STATUS=the configuration on disk has errors, the old one stays in force');

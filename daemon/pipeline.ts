@@ -7,6 +7,7 @@ import { compose, render } from './compose/index.ts';
 import type { Deliverer, RouteResult } from './deliver/index.ts';
 import { composeDsn, maskReply, newEvent, type Event, type EventKind, type Journal } from './events/index.ts';
 import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, profilesNamed, verdictReply, type Verdict, type Yes } from './gate/index.ts';
+import type { SentCopies } from './feedback/index.ts';
 import type { Facts, Ledger, Suspension } from './ledger/index.ts';
 import {
   indexHeader, isMailError, messageFacts, parseAddress, reply, replyLine, shownText,
@@ -31,6 +32,8 @@ export interface House {
   readonly signer: Signer;
   readonly deliverer: Deliverer;
   readonly journal: Journal;
+  /** Whom a bounce of a delivered copy is about; without it none is remembered. */
+  readonly sent?: Pick<SentCopies, 'note'>;
 }
 
 /** What the submission door and the schedule call. */
@@ -248,11 +251,20 @@ async function settle(house: House, due: Due, lane: LaneName, tried: Tried): Pro
   const kind: EventKind = outcome.kind === 'deferred' ? 'expired' : outcome.kind;
   recordOutcome(house, kind, due, lane, tried);
   if (kind === 'delivered') {
+    remember(house, due);
     if (tried.copy?.links !== undefined) house.metrics.links.inc(tried.copy.links);
   } else {
     await tellTenant(house, due, outcome);
   }
   await house.spool.settle(due, { kind: 'done' });
+}
+
+/** A bounce that comes back names the message and a number; notices have no way back. */
+function remember({ settings, sent }: House, due: Due): void {
+  const { origin } = due.message;
+  const place = placeOf(settings(), origin.tenant, origin.stream);
+  if (place === undefined || origin.kind === 'notice' || settings().server.listeners.inbound.length === 0) return;
+  sent?.note({ tenant: origin.tenant, message: due.id, recipient: due.index, stream: origin.stream, purpose: place.stream.purpose, hashes: due.recipient.hashes });
 }
 
 /** A failure notice to the tenant's return address; never for a notice, never to a null reverse-path. */

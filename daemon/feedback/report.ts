@@ -3,7 +3,7 @@
 // is bounded, for only the first part of a long message is looked at. Nothing is believed here: who a
 // report is about is said by the address it came to, never by what stands in it.
 import { simpleParser } from 'mailparser';
-import { fieldValue, indexHeader, parseReply, type Reply } from '../mail/index.ts';
+import { fieldValues, indexHeader, parseReply, type Reply } from '../mail/index.ts';
 
 /** What one group of fields of a delivery report says. */
 export interface ReportedRecipient {
@@ -55,7 +55,7 @@ export function isAutomatic(raw: Buffer): boolean {
 
 /** The first field of this name, unfolded; '' where there is none. */
 export function fieldText(raw: Buffer, name: string): string {
-  return (fieldValue(raw, indexHeader(raw), name) ?? '').replaceAll(/\r?\n[ \t]+/g, ' ').trim();
+  return fieldValues(raw, indexHeader(raw), name)[0] ?? '';
 }
 
 interface Parts {

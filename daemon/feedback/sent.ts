@@ -40,19 +40,28 @@ const HASH_OCTETS = 16;
 /** @throws MailError E_STORE */
 export function openSentCopies(dataDir: string, { clock, log }: { readonly clock: Clock; readonly log: Log }): SentCopies {
   const db = openLmdb(join(dataDir, 'sent'));
+  // What is not on disk yet is found here; `batch` is what no write has taken up.
   const waiting = new Map<string, Buffer>();
+  let batch: (readonly [string, Buffer])[] = [];
   let stopWrite: (() => void) | undefined;
   let writing: Promise<void> = Promise.resolve();
+  const put = async (rows: typeof batch): Promise<void> => {
+    if (rows.length === 0) return;
+    try {
+      await db.transaction(() => {
+        for (const [key, value] of rows) void db.put(Buffer.from(key), value); // settles with the transaction that is awaited
+      });
+    } catch (error) {
+      log.error({ error: String(error) }, 'copies sent could not be noted; their bounces will suppress nobody');
+    }
+    for (const [key, value] of rows) if (waiting.get(key) === value) waiting.delete(key);
+  };
   const write = (): void => {
     stopWrite?.();
     stopWrite = undefined;
-    const rows = [...waiting];
-    writing = writing.then(() => put(db, rows)).catch((error: unknown) => {
-      log.error({ error: String(error) }, 'copies sent could not be noted; their bounces will suppress nobody');
-    }).then(() => {
-      // They can be found all the while.
-      for (const [key, value] of rows) if (waiting.get(key) === value) waiting.delete(key);
-    });
+    const rows = batch;
+    batch = [];
+    writing = writing.then(() => put(rows));
   };
   let stopSweep = (): void => undefined;
   const sweep = (): void => {
@@ -60,12 +69,12 @@ export function openSentCopies(dataDir: string, { clock, log }: { readonly clock
     writing = writing.then(() => forget(db, clock.now() - KEEP_MS)).catch((error: unknown) => log.error({ error: String(error) }, 'copies of long ago could not be forgotten'));
   };
   sweep();
-  let inBatch = 0;
   return {
     note(copy) {
-      waiting.set(keyOf(copy.message, copy.recipient), encode(copy));
-      inBatch = stopWrite === undefined ? 1 : inBatch + 1;
-      if (inBatch >= BATCH) write();
+      const row = [keyOf(copy.message, copy.recipient), encode(copy)] as const;
+      waiting.set(...row);
+      batch.push(row);
+      if (batch.length >= BATCH) write();
       else stopWrite ??= clock.after(WRITE_EVERY_MS, write);
     },
     find(tenant, message, recipient) {
@@ -85,13 +94,6 @@ export function openSentCopies(dataDir: string, { clock, log }: { readonly clock
       await db.close();
     },
   };
-}
-
-async function put(db: RootDatabase<Buffer, Buffer>, rows: readonly (readonly [string, Buffer])[]): Promise<void> {
-  if (rows.length === 0) return;
-  await db.transaction(() => {
-    for (const [key, value] of rows) void db.put(Buffer.from(key), value); // settles with the transaction that is awaited
-  });
 }
 
 /** Removes what was accepted before then, a bounded number at a time. */
