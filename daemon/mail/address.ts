@@ -86,6 +86,19 @@ function unquote(written: string): string {
  * @throws MailError E_ADDRESS
  */
 export function parseDomain(text: string): string {
+  const known = DOMAINS.get(text);
+  if (known !== undefined) return known;
+  const domain = readDomain(text);
+  // A list of a million people has a few thousand domains; most of them are Gmail.
+  if (DOMAINS.size >= DOMAINS_KEPT) DOMAINS.clear();
+  DOMAINS.set(text, domain);
+  return domain;
+}
+
+const DOMAINS = new Map<string, string>();
+const DOMAINS_KEPT = 1_000;
+
+function readDomain(text: string): string {
   if (text.startsWith('[')) refuse('mail to an address literal is not relayed');
   const given = text.endsWith('.') ? text.slice(0, -1) : text;
   const domain = LDH.test(given) && !/xn--/i.test(given) ? given.toLowerCase() : toALabels(given);
@@ -140,12 +153,14 @@ const PROVIDER_OF = new Map(PROVIDERS.flatMap((rule) => rule.domains.map((domain
 
 /** The keys of one address; each is made from the one before it, which is what makes them monotone. */
 export function addressKeys(address: Address): AddressKeys {
-  const narrow = address.local.replace(/[A-Z]+/g, (letters) => letters.toLowerCase());
-  const wide = foldCase(narrow);
-  const suppression = `${wide}@${address.domain}`;
+  // Of ASCII letters there is one lower case: the two texts are one, which nearly all addresses are.
+  const narrow = address.ascii ? address.local.toLowerCase() : address.local.replace(/[A-Z]+/g, (letters) => letters.toLowerCase());
+  const consent = `${narrow}@${address.domain}`;
+  const wide = address.ascii ? narrow : foldCase(narrow);
+  const suppression = address.ascii ? consent : `${wide}@${address.domain}`;
   const rule = PROVIDER_OF.get(address.domain);
   const family = rule === undefined ? suppression : `${familyLocal(wide, rule)}@${rule.as ?? address.domain}`;
-  return { consent: `${narrow}@${address.domain}`, suppression, family };
+  return { consent, suppression, family };
 }
 
 function familyLocal(local: string, rule: ProviderRule): string {
