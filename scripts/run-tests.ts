@@ -1,10 +1,12 @@
 // The test run: tap over the test files, then the type check, the linter and, where it exists, the
 // check that generated files are up to date; each of those three counts as one test. A passing file is
 // one line, a failing one is shown whole. Skipped tests are listed with their reason, and where a
-// program was missing, so is the command that installs it. The counts are tap's own. The last line is
-// "N passed, N failed"; the exit code is 0 only when nothing failed and something ran.
+// program was missing, so is the command that installs it. The counts are tap's own. What the tests write
+// lies in one temporary folder that is removed at the end. The last line is "N passed, N failed"; the exit
+// code is 0 only when nothing failed and something ran.
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { createInterface } from 'node:readline';
 
@@ -17,12 +19,14 @@ interface Count {
 const root = dirname(import.meta.dirname);
 const files = process.argv.slice(2);
 const skips: string[] = [];
+// Short: paths of Unix sockets end at 107 octets.
+const scratch = mkdtempSync(join(tmpdir(), 'pt-'));
 
 /** Runs tap and adds up what its closing line says. */
 async function runTap(count: Count): Promise<void> {
   const bin = join(root, 'node_modules/.bin');
   // tap starts `node` for each file: the pinned one has to be found first.
-  const env = { ...process.env, PATH: `${dirname(process.execPath)}${delimiter}${bin}${delimiter}${process.env['PATH'] ?? ''}` };
+  const env = { ...process.env, TMPDIR: scratch, PATH: `${dirname(process.execPath)}${delimiter}${bin}${delimiter}${process.env['PATH'] ?? ''}` };
   const tap = spawn(process.execPath, [join(bin, 'tap'), '--reporter=tap', ...files], { cwd: root, env, stdio: ['ignore', 'pipe', 'inherit'] });
   const ended = new Promise<number>((done) => {
     tap.on('close', (code) => done(code ?? 1));
@@ -72,7 +76,11 @@ function check(count: Count, name: string, args: readonly string[]): void {
 }
 
 const count: Count = { passed: 0, failed: 0, skipped: 0 };
-await runTap(count);
+try {
+  await runTap(count);
+} finally {
+  rmSync(scratch, { recursive: true, force: true, maxRetries: 3 });
+}
 if (files.length === 0) {
   check(count, 'type check (npm run check)', ['node_modules/typescript/bin/tsc', '--noEmit']);
   check(count, 'lint (npm run lint)', ['node_modules/oxlint/bin/oxlint', '--deny-warnings', 'daemon', 'scripts', 'test']);

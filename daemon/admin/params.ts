@@ -1,5 +1,6 @@
 // Reading what an operator's request says. Everything comes from outside: what is missing or wrong is
 // MailError E_CONTROL with a sentence that says what would be right.
+import { policyInForce } from '../gate/index.ts';
 import type { Ledger } from '../ledger/index.ts';
 import { MailError, parseAddress, type Address, type AddressHashes } from '../mail/index.ts';
 import { isId } from '../runtime/index.ts';
@@ -10,7 +11,7 @@ export type Params = Readonly<Record<string, unknown>>;
 /** What parameters are looked up in. */
 export interface Known {
   readonly settings: () => Pick<Settings, 'tenants'>;
-  readonly ledger: Pick<Ledger, 'hashes'>;
+  readonly ledger: Pick<Ledger, 'hashes' | 'unpublished'>;
 }
 
 /** Rows a listing returns unless asked otherwise: a screenful or two. */
@@ -69,11 +70,11 @@ export function versionOf(tenant: Tenant, version: string): Policy {
   return policy;
 }
 
-/** The version that is named, else that in force. */
-export function policyOf(tenant: Tenant, params: Params, now: number): Policy {
+/** The version that is named, else that in force: announced, begun, and its page seen. */
+export function policyOf(known: Known, tenant: Tenant, params: Params, now: number): Policy {
   const version = text(params, 'policy');
   if (version !== '') return versionOf(tenant, version);
-  const policy = tenant.policies.findLast(({ effectiveAt }) => effectiveAt <= now);
+  const policy = policyInForce(tenant, now, known.ledger.unpublished(tenant.id));
   if (policy === undefined) throw wrong(`no policy of ${tenant.id} is in force; name one: ${tenant.policies.map((known) => known.version).join(', ')}`);
   return policy;
 }

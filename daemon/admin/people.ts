@@ -36,7 +36,7 @@ async function addConsent(desk: Desk, params: Params): Promise<unknown> {
   const { tenant, hashes } = person(desk, params);
   const purpose = purposeOf(tenant, params);
   const now = desk.clock.now();
-  const policy = policyOf(tenant, params, now).hash;
+  const policy = policyOf(desk, tenant, params, now).hash;
   const opens = oneOf(params, 'opens', OPEN_MODES, NO_TRACKING.opens);
   const clicks = oneOf(params, 'clicks', CLICK_MODES, NO_TRACKING.clicks);
   const result = await desk.ledger.give(tenant.id, {

@@ -6,7 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { createSecureContext } from 'node:tls';
 import { openMailto, openReturnPath } from '../compose/index.ts';
-import { Gcra, MailError, REPLIES, reply, type EnvelopeRecipient, type Reply } from '../mail/index.ts';
+import { Gcra, MailError, REPLIES, networkOf, reply, type EnvelopeRecipient, type Reply } from '../mail/index.ts';
 import type { Keyring } from '../runtime/index.ts';
 import type { Listen, Settings } from '../settings/index.ts';
 import { DoorServer, type Door, type MailCommand, type ServerSession } from '../smtp/index.ts';
@@ -300,15 +300,4 @@ function forgetOldest(known: Map<string, unknown>): void {
   if (known.size <= NETWORKS) return;
   const oldest = known.keys().next().value;
   if (oldest !== undefined) known.delete(oldest);
-}
-
-/** What one customer of a network usually has: an IPv4 address, 64 bits of an IPv6 one. */
-export function networkOf(address: string): string {
-  const plain = address.replace(/^::ffff:(?=\d+\.)/i, '').replace(/%.*$/, '').toLowerCase();
-  if (!plain.includes(':')) return plain;
-  const [head = '', tail = ''] = plain.split('::');
-  const left = head === '' ? [] : head.split(':');
-  const right = tail === '' ? [] : tail.split(':');
-  const groups = plain.includes('::') ? [...left, ...Array.from({ length: Math.max(0, 8 - left.length - right.length) }, () => '0'), ...right] : left;
-  return `${groups.slice(0, 4).map((group) => group.replace(/^0+(?=.)/, '')).join(':')}::/64`;
 }

@@ -8,6 +8,7 @@ export { parseMailboxes } from './mailboxes.ts';
 export { parseHeaderToken, type HeaderToken } from './content-type.ts';
 export { indexMime, type MimeIndex, type MimeLeaf, type Closed, type ContentEncoding } from './mime.ts';
 export { decodeQp, encodeQpRun, type QpText } from './qp.ts';
+export { networkOf } from './network.ts';
 export { Gcra } from './rate.ts';
 export { REPLIES } from './replies.ts';
 export { BASIS_FACTS, LEGAL_BASES, type BasisFact, type LegalBasis } from './permission.ts';

@@ -30,6 +30,7 @@ export const REPLIES = {
   badArguments: reply(501, '5.4', 'arguments not understood'),
   badSender: reply(501, '1.7', 'not a sender address'),
   badRecipient: reply(501, '1.3', 'not a recipient address'),
+  notVerified: reply(252, '1.5', 'recipients are judged at RCPT'),
   notImplemented: reply(502, '5.1', 'command not offered here'),
   badSequence: reply(503, '5.1', 'bad sequence of commands'),
   ehloFirst: reply(503, '5.1', 'send EHLO first'),

@@ -204,7 +204,7 @@ const INSTEAD: Readonly<Record<string, Reply>> = {
 
 // Faults of a client, not of its mail: a list with bad addresses in it may go on for as long as it is.
 const MISTAKES: ReadonlySet<Reply> = new Set<Reply>([
-  REPLIES.unknownCommand, REPLIES.badArguments, REPLIES.notImplemented, REPLIES.badSequence, REPLIES.ehloFirst, REPLIES.unknownMechanism,
+  REPLIES.unknownCommand, REPLIES.badArguments, REPLIES.notImplemented, REPLIES.notVerified, REPLIES.badSequence, REPLIES.ehloFirst, REPLIES.unknownMechanism,
   REPLIES.authFirst, REPLIES.tlsFirst, REPLIES.authNeedsTls, REPLIES.unknownParameter, REPLIES.badSasl,
 ]);
 
@@ -423,8 +423,8 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
   }
 
   override handler_VRFY(_command: Buffer, callback: () => void): void {
-    // RFC 5321 §7.3: what exists here is told to nobody.
-    this.#answer(REPLIES.notImplemented, callback);
+    // RFC 5321 §3.5.3, §7.3: what exists here is told to nobody, and 252 is how that is said.
+    this.#answer(REPLIES.notVerified, callback);
   }
 
   // EHLO, RSET and STARTTLS end a transaction.

@@ -12,10 +12,11 @@
 // commit costs what the pages it touches cost. A held recipient stands in the due index at HELD_AT, past
 // every real time.
 import { createHmac, type KeyObject } from 'node:crypto';
-import { open, type Database, type RootDatabase } from 'lmdb';
+import type { Database, RootDatabase } from 'lmdb';
 import type { AdmittedRecipient, Instant, MessageId, QueuedRecipient } from '../mail/index.ts';
 import { MailError } from '../mail/index.ts';
 import { seal, unseal } from '../runtime/index.ts';
+import { openLmdb } from '../store/index.ts';
 
 /** 32 hex digits: a keyed hash of (tenant, domain); says neither. */
 export type QueueId = string;
@@ -35,9 +36,9 @@ export interface Tables {
   readonly segments: Table;
 }
 
-/** Opens the environment. `overlappingSync: false` is LMDB's classic commit: sync, then say so. */
+/** Opens the environment. @throws MailError E_STORE */
 export function openTables(path: string): Tables {
-  const root = open<Buffer, Uint8Array>({ path, keyEncoding: 'binary', encoding: 'binary', overlappingSync: false, maxDbs: 8, noSubdir: false });
+  const root: RootDatabase<Buffer, Uint8Array> = openLmdb(path, { databases: 8 });
   const table = (name: string): Table => root.openDB<Buffer, Uint8Array>({ name, keyEncoding: 'binary', encoding: 'binary' });
   const waiting = table('waiting');
   return { root, messages: waiting, recipients: waiting, due: table('due'), queues: table('queues'), segments: table('segments') };

@@ -6,7 +6,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { createSecureContext } from 'node:tls';
 import {
-  Gcra, MailError, REPLIES, isMailError, parseAddress, reply,
+  Gcra, MailError, REPLIES, isMailError, networkOf, parseAddress, reply,
   type EnvelopeRecipient, type MessageId, type Reply, type Submitted,
 } from '../mail/index.ts';
 import { newId, type Clock, type Log, type Metrics } from '../runtime/index.ts';
@@ -172,14 +172,15 @@ class SubmissionDoor implements Door<Credential> {
   async authenticate(session: ServerSession<Credential>, { username, password }: Login): Promise<{ readonly auth: Credential } | Reply> {
     const { settings, clock, metrics, hooks } = this.#options;
     const { server, credentials } = settings();
-    if (this.#logins.blocked(session.remoteAddress, username, server.limits.authFailures)) return REPLIES.authSlow;
+    const network = networkOf(session.remoteAddress);
+    if (this.#logins.blocked(network, username, server.limits.authFailures)) return REPLIES.authSlow;
     const credential = credentials.get(username);
     if (secretMatches(credential, password) && credential !== undefined && !(await hooks.suspended(credential.tenant))) {
-      this.#logins.succeeded(session.remoteAddress, username);
+      this.#logins.succeeded(network, username);
       return { auth: credential };
     }
     metrics.authFailures.inc();
-    const delayMs = this.#logins.failed(session.remoteAddress, username);
+    const delayMs = this.#logins.failed(network, username);
     await new Promise<void>((resolve) => void clock.after(delayMs, resolve));
     return REPLIES.badCredentials;
   }

@@ -1,6 +1,6 @@
-// The rate limiter is exact: over any window no more than promised, and no less than could be had.
+// Limits: what one stranger is, and what they get. The rate limiter is exact: over any window no more than promised, and no less than could be had.
 import t from 'tap';
-import { Gcra } from '../../daemon/mail/index.ts';
+import { Gcra, networkOf } from '../../daemon/mail/index.ts';
 
 t.test('a burst, then evenly', async (t) => {
   const gcra = new Gcra({ count: 60, perMs: 60_000, burst: 3 });
@@ -47,4 +47,10 @@ t.test('waiting as told is enough', async (t) => {
     if (waitMs > 0) t.equal(gcra.take(now), 0);
   }
   t.ok(now >= 9_700 && now <= 9_800, `70 at 7/s with a burst of 2 take ${now} ms`);
+});
+
+t.test('one network is an IPv4 address, or 64 bits of an IPv6 one, however it is written', async (t) => {
+  const same = [['2001:db8:0:1::1', '2001:0db8:0000:0001:ffff:ffff:ffff:ffff'], ['fe80::1%eth0', 'fe80::2'], ['::ffff:192.0.2.1', '192.0.2.1'], ['2001:DB8::9', '2001:db8::']] as const;
+  for (const [one, other] of same) t.equal(networkOf(one), networkOf(other), `${one} and ${other}`);
+  t.equal(new Set(['192.0.2.1', '192.0.2.2', '2001:db8::1', '2001:db8:0:1::1', '::1', ''].map(networkOf)).size, 6, 'others are others');
 });

@@ -139,7 +139,7 @@ t.test('enhanced codes are ours', async (t) => {
   t.equal(await client.say('RCPT TO:<b@x.example>'), '250 2.1.5 recipient ok');
   t.equal(await client.say('RSET'), '250 2.0.0 flushed');
   t.equal(await client.say('NOOP'), '250 2.0.0 nothing done');
-  t.equal(await client.say('VRFY root'), '502 5.5.1 command not offered here');
+  t.equal(await client.say('VRFY root'), '252 2.1.5 recipients are judged at RCPT');
   for (const verb of ['WIZ now', 'SHELL', 'KILL', 'HELP', 'XCLIENT ADDR=1.2.3.4', 'EXPN x', 'BDAT 3']) t.equal(await client.say(verb), '500 5.5.2 command not recognised', verb);
   t.equal(await client.say('QUIT'), '221 2.0.0 closing');
   const other = await enter(rig);

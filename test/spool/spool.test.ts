@@ -1,7 +1,7 @@
 // The spool on real files and a real LMDB: stored is kept, settled is gone, damage is held, full is refused,
 // and no file tells an address. Crashes are in test/crash/spool.test.ts.
 import { execFileSync } from 'node:child_process';
-import { readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { readFileSync, readdirSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import type { Composed } from '../../daemon/mail/index.ts';
@@ -287,4 +287,16 @@ t.test('the due index holds what the rows say, through several rounds of late ch
   t.match(spool.counts(), { messages: 0, recipients: 0, liveBytes: 0 });
   t.same([...spool.queues()], []);
   await spool.close();
+});
+
+t.test('rows cut short are E_STORE before anything is read, and the file stays as it is', async (t) => {
+  const dir = folder();
+  const spool = await openIn(dir);
+  for (let n = 0; n < 200; n++) await spool.store(composed([`p${n}@r${n}.example`]), { expiresAt: FAR });
+  await spool.close();
+  const file = join(dir, 'spool/rows/data.mdb');
+  const half = Math.floor(statSync(file).size / 8192) * 4096;
+  truncateSync(file, half);
+  await t.rejects(openIn(dir), { code: 'E_STORE', message: /data\.mdb has \d+ octets of \d+: it was cut off/ });
+  t.equal(statSync(file).size, half);
 });
