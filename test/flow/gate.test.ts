@@ -57,15 +57,16 @@ t.test('what a message must be', async (t) => {
   t.match((await raw(`From: a@demo.example\r\nTo: ${at('a')}, ${at('b')}`)).reply, /message-visible-recipients/);
 });
 
-t.test('consent withdrawn while the message waits: no further connection', async (t) => {
+t.test('T31: consent withdrawn while the message waits: no further connection, and it ends as suppressed, class policy', async (t) => {
   mx.script = onRcpt('waiting', '450 4.2.0 later');
   const { id } = await grounds.send(letter(at('waiting')));
   t.match(await grounds.event(id, ['deferred']), { event: 'deferred' });
   await grounds.control('consent.withdraw', { tenant: 'demo', rcpt: at('waiting') });
-  const before = mx.lines.filter((line) => line.includes(at('waiting'))).length;
+  const before = mx.lines.filter((line) => line.startsWith('RCPT') && line.includes(at('waiting'))).length;
   await grounds.control('queue.retry', { id });
-  t.match(await grounds.event(id, ended), { event: 'suppressed', rule: 'consent-withdrawn' });
-  t.equal(mx.lines.filter((line) => line.includes(at('waiting'))).length, before);
+  t.match(await grounds.event(id, ended), { event: 'suppressed', rule: 'consent-withdrawn', class: 'suppressed' });
+  t.ok(await eventually(() => mx.messages.some(({ to, body }) => to === 'news@demo.example' && /^Final-Recipient: rfc822; waiting@[^]*^Action: failed\r\n[^]*^Status: 5\.7\.1\r\n/m.test(body.toString('latin1')))), 'the sender is told, as of a policy');
+  t.equal(mx.lines.filter((line) => line.startsWith('RCPT') && line.includes(at('waiting'))).length, before);
 });
 
 t.test('suppressed after acceptance', async (t) => {
