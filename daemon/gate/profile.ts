@@ -2,7 +2,7 @@
 // what they have against a permission and how far it may be tracked, and what they ask of the message.
 // Callers may rely on: where nothing is known of a person, or what is known names no profile, the
 // strictest holds; a profile only ever takes away, it allows nobody what policy and choice do not.
-import { LEGAL_BASES, foldCase, type BasisFact, type Instant, type LegalBasis, type MessageFacts, type Tracking } from '../mail/index.ts';
+import { LEGAL_BASES, comparableText, showsText, type BasisFact, type Instant, type LegalBasis, type MessageFacts, type Tracking } from '../mail/index.ts';
 import type { FooterElement, Profile, Settings, Tenant } from '../settings/index.ts';
 import type { ConsentRecord } from '../ledger/index.ts';
 import type { No, Notes } from './verdict.ts';
@@ -86,7 +86,7 @@ export function judgeContent(notes: Notes, profiles: readonly Profile[], contact
     const wanted = wantedText(contact, element);
     const refused = wanted.length === 0
       ? notes.against('profile-footer-unset', `${CONTACT_KEY[element]} is not configured, and profile ${asking.id}`)
-      : notes.ask(wanted.some((part) => (shown ??= comparable(text())).includes(part)), `profile-footer-${element}`, asking.id);
+      : notes.ask(wanted.some((part) => showsText(shown ??= text(), part)), `profile-footer-${element}`, asking.id);
     if (refused !== undefined) return refused;
   }
   return undefined;
@@ -96,10 +96,5 @@ export function judgeContent(notes: Notes, profiles: readonly Profile[], contact
 function wantedText({ name, postal, email, url }: Tenant['contact'], element: FooterElement): readonly string[] {
   // A URL is shown as people write it, without its scheme.
   const texts = { sender: [name], postal: [postal], contact: [email, url.replace(/^https?:\/\//i, '').replace(/\/$/, '')] }[element];
-  return texts.map(comparable).filter((part) => part !== '');
-}
-
-/** Case, white space and commas say nothing: an address stands on one line here and on four there. */
-function comparable(text: string): string {
-  return foldCase(text).replaceAll(/[\s,]+/g, '');
+  return texts.map(comparableText).filter((part) => part !== '');
 }

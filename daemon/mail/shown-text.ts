@@ -1,10 +1,11 @@
 // The text a reader sees of a message, for rules that ask what it shows: the HTML texts of the displayed
-// body where there are any, else the plain ones, decoded, without tags, white space collapsed. Callers may
+// body where there are any, else the plain ones, decoded, without tags, white space as it comes. Callers may
 // rely on: it never throws, its time is linear in the message, and what it cannot read with certainty
 // (an unknown charset, broken quoted-printable, a signed or encrypted part, what lies past a megabyte) counts
 // as not shown. Style sheets are not evaluated: a text they hide counts as shown. It reads HTML for its
 // words only and is no sanitizer. RFC 2045 §6, WHATWG HTML (tokenization).
 import { decodeHTML } from 'entities';
+import { foldCase } from './address.ts';
 import { indexHeader, type HeaderIndex } from './headers.ts';
 import { indexMime, type MimeLeaf } from './mime.ts';
 import { decodeQp } from './qp.ts';
@@ -13,7 +14,7 @@ import { decodeQp } from './qp.ts';
 // no letter, and reading it would hold up everybody's mail.
 const MAX_TEXT_OCTETS = 1024 * 1024;
 
-/** What a reader sees of the message, one space between words. */
+/** What a reader sees of the message, each tag a space. */
 export function shownText(raw: Buffer, header: HeaderIndex = indexHeader(raw)): string {
   const { leaves, verdict } = indexMime(raw, header);
   if (verdict !== 'ok') return '';
@@ -29,11 +30,24 @@ export function shownText(raw: Buffer, header: HeaderIndex = indexHeader(raw)): 
     const text = decode(raw, leaf);
     seen.push(shown === 'text/html' ? wordsOf(text) : text);
   }
-  return seen.join(' ').replaceAll(INVISIBLE, '').replaceAll(/\s+/g, ' ').trim();
+  return seen.join(' ');
 }
 
 // Soft hyphens and characters without width: fillers of previews and places where a line may break.
 const INVISIBLE = /[\u00AD\u200B-\u200F\u2060\uFEFF]|\u034F/g;
+
+/** Case, white space and commas say nothing: an address stands on one line here and on four there. */
+export function comparableText(text: string): string {
+  return foldCase(text.replaceAll(INVISIBLE, '')).replaceAll(/[\s,]+/g, '');
+}
+
+// Footers stand at the end; a quarter of a letter's words holds most of them.
+const TAIL_CHARACTERS = 2_000;
+
+/** Whether the words of shownText hold this comparable text; the end is looked at first. */
+export function showsText(words: string, wanted: string): boolean {
+  return comparableText(words.slice(-TAIL_CHARACTERS)).includes(wanted) || (words.length > TAIL_CHARACTERS && comparableText(words).includes(wanted));
+}
 
 function decode(raw: Buffer, { range, encoding, charset }: MimeLeaf): string {
   const { start, end } = range;
