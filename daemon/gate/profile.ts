@@ -2,7 +2,7 @@
 // what they have against a permission and how far it may be tracked, and what they ask of the message.
 // Callers may rely on: where nothing is known of a person, or what is known names no profile, the
 // strictest holds; a profile only ever takes away, it allows nobody what policy and choice do not.
-import { LEGAL_BASES, comparableText, showsText, type BasisFact, type Instant, type LegalBasis, type MessageFacts, type Tracking } from '../mail/index.ts';
+import { LEGAL_BASES, comparableText, showing, type BasisFact, type Instant, type LegalBasis, type MessageFacts, type Tracking } from '../mail/index.ts';
 import type { FooterElement, Profile, Settings, Tenant } from '../settings/index.ts';
 import type { ConsentRecord } from '../ledger/index.ts';
 import type { No, Notes } from './verdict.ts';
@@ -79,14 +79,14 @@ export function judgeContent(notes: Notes, profiles: readonly Profile[], contact
     const missing = notes.ask(header.names.has(name.toLowerCase()), 'profile-header', name);
     if (missing !== undefined) return missing;
   }
-  let shown: string | undefined;
+  let shows: ((wanted: string) => boolean) | undefined;
   for (const element of FOOTER) {
     const asking = profiles.find((profile) => profile.footer.includes(element));
     if (asking === undefined) continue;
     const wanted = wantedText(contact, element);
     const refused = wanted.length === 0
       ? notes.against('profile-footer-unset', `${CONTACT_KEY[element]} is not configured, and profile ${asking.id}`)
-      : notes.ask(wanted.some((part) => showsText(shown ??= text(), part)), `profile-footer-${element}`, asking.id);
+      : notes.ask(wanted.some((part) => (shows ??= showing(text()))(part)), `profile-footer-${element}`, asking.id);
     if (refused !== undefined) return refused;
   }
   return undefined;

@@ -12,4 +12,4 @@ export { networkOf } from './network.ts';
 export { Gcra } from './rate.ts';
 export { REPLIES } from './replies.ts';
 export { BASIS_FACTS, LEGAL_BASES, type BasisFact, type LegalBasis } from './permission.ts';
-export { comparableText, showsText, shownText } from './shown-text.ts';
+export { comparableText, showing, shownText } from './shown-text.ts';

@@ -41,12 +41,14 @@ export function comparableText(text: string): string {
   return foldCase(text.replaceAll(INVISIBLE, '')).replaceAll(/[\s,]+/g, '');
 }
 
-// Footers stand at the end; a quarter of a letter's words holds most of them.
+// Footers stand at the end.
 const TAIL_CHARACTERS = 2_000;
 
-/** Whether the words of shownText hold this comparable text; the end is looked at first. */
-export function showsText(words: string, wanted: string): boolean {
-  return comparableText(words.slice(-TAIL_CHARACTERS)).includes(wanted) || (words.length > TAIL_CHARACTERS && comparableText(words).includes(wanted));
+/** Asks the words of shownText for comparable texts; their end is looked at first, and all of them once. */
+export function showing(words: string): (wanted: string) => boolean {
+  const tail = comparableText(words.slice(-TAIL_CHARACTERS));
+  let whole = words.length <= TAIL_CHARACTERS ? tail : undefined;
+  return (wanted) => tail.includes(wanted) || (whole ??= comparableText(words)).includes(wanted);
 }
 
 function decode(raw: Buffer, { range, encoding, charset }: MimeLeaf): string {

@@ -1,5 +1,5 @@
 // A newsletter of a given size for load: multipart/alternative, an HTML part in quoted-printable with
-// fifteen links and filler text. CRLF, dots stuffed, no final dot; `@@` stands where the generator puts
+// fifteen links, filler text and the footer that the law asks for. CRLF, dots stuffed, no final dot; `@@` stands where the generator puts
 // a running number, so that no two messages are alike.
 
 const LINKS = 15;
@@ -14,7 +14,7 @@ export function newsletter(bytes: number): string {
     '--=_parts', 'Content-Type: text/html; charset=utf-8', 'Content-Transfer-Encoding: quoted-printable', '',
     '<!DOCTYPE html>', '<html><body style=3D"margin:0">',
   ];
-  const tail = ['</body></html>', '', '--=_parts--', ''];
+  const tail = ['<p>Demo tenant, 1 Example Street, Example Town. privacy@demo.example</p>', '</body></html>', '', '--=_parts--', ''];
   const link = (i: number): string[] => [`<p><a style=3D"color:#336" href=3D"https://demo.example/story/${i}?is=`, `sue=3D@@&amp;from=3Dnewsletter">Story ${i}</a></p>`];
   const fixed = [...head, ...tail, ...Array.from({ length: LINKS }, (_, i) => link(i)).flat()].join('\r\n').length;
   const fillers = Math.max(0, Math.floor((bytes - fixed) / (FILLER.length + 2) / LINKS));

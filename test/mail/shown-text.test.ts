@@ -2,7 +2,7 @@
 // linear time whatever the markup.
 import * as fc from 'fast-check';
 import t from 'tap';
-import { comparableText, showsText, shownText } from '../../daemon/mail/index.ts';
+import { comparableText, showing, shownText } from '../../daemon/mail/index.ts';
 
 const crlf = (text: string): Buffer => Buffer.from(text.replaceAll('\n', '\r\n'));
 /** As the eye takes it: one space between words. */
@@ -51,9 +51,9 @@ t.test('compared without case, white space, commas and what has no width; at the
   t.equal(comparableText(html('Ac\u200Bme&shy;\u00AD &zwnj;&nbsp;&zwnj;&nbsp;B')), 'acmeb', 'fillers of a preview');
   const address = comparableText('1 Example Street, 12345 Town');
   for (const words of ['1 EXAMPLE Street\n12345 Town', `${'word '.repeat(5_000)}1 example street 12345 Town`, `1 Example Street 12345 Town${' word'.repeat(5_000)}`, `${'word '.repeat(400)}1 Example\nStreet ${'12345 Town '.repeat(180)}`]) {
-    t.ok(showsText(words, address), `${words.length} characters`);
+    t.ok(showing(words)(address), `${words.length} characters`);
   }
-  for (const words of ['', '1 Example Street', '1 Example Street 12346 Town', 'word '.repeat(5_000)]) t.notOk(showsText(words, address), `not in ${words.length} characters`);
+  for (const words of ['', '1 Example Street', '1 Example Street 12346 Town', 'word '.repeat(5_000)]) t.notOk(showing(words)(address), `not in ${words.length} characters`);
 });
 
 t.test('never throws; linear in what is sent', async (t) => {
