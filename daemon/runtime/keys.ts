@@ -53,12 +53,17 @@ export const sealedLength = (clear: number): number => clear + IV_OCTETS + TAG_O
 
 /** AES-256-GCM: IV, ciphertext and tag in one buffer. `bound` must be given again to open it. */
 export function seal(key: KeyObject, clear: Buffer, bound: Buffer | string): Buffer {
+  return Buffer.concat(sealPieces(key, clear, bound));
+}
+
+/** The same in three pieces, for what is large and written piece by piece. */
+export function sealPieces(key: KeyObject, clear: Buffer, bound: Buffer | string): readonly [Buffer, Buffer, Buffer] {
   const iv = randomOctets(IV_OCTETS);
   const cipher = createCipheriv('aes-256-gcm', key, iv);
   cipher.setAAD(typeof bound === 'string' ? Buffer.from(bound) : bound);
   const text = cipher.update(clear);
   cipher.final();
-  return Buffer.concat([iv, text, cipher.getAuthTag()]);
+  return [iv, text, cipher.getAuthTag()];
 }
 
 /** Opens what seal() made; undefined when key, bound data or bytes are not the ones it was made with. */

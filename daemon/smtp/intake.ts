@@ -29,10 +29,10 @@ export class Intake {
   #line = 0;
   #place: Place = 'start';
 
-  /** `declaredBytes` is what MAIL said with SIZE, 0 where it said nothing. */
-  constructor(limitBytes: number, declaredBytes = 0) {
+  /** `expectedBytes` is what MAIL said with SIZE, or a guess; no more than room that is made at once. */
+  constructor(limitBytes: number, expectedBytes = 0) {
     this.#limit = limitBytes;
-    this.#raw = Buffer.allocUnsafe(Math.min(Math.max(declaredBytes, FIRST_OCTETS), MOST_BELIEVED_OCTETS));
+    this.#raw = Buffer.allocUnsafe(Math.min(Math.max(expectedBytes, FIRST_OCTETS), MOST_BELIEVED_OCTETS));
   }
 
   /** Takes a chunk. @returns the offset just past the end of the message, or -1 when more must come */
@@ -73,7 +73,9 @@ export class Intake {
   /** What came in, after the end was found. */
   collected(): Collected {
     if (this.#refusal !== undefined) return { kind: 'refused', reply: this.#refusal };
-    return { kind: 'message', raw: this.#raw.subarray(0, this.#size) };
+    const raw = this.#raw.subarray(0, this.#size);
+    // What was expected and did not come is given back: the message may be kept for a while.
+    return { kind: 'message', raw: this.#raw.length > 2 * Math.max(this.#size, FIRST_OCTETS) ? Buffer.from(raw) : raw };
   }
 
   /** Passes the text of a line and the octet that ends it. @returns where to go on */

@@ -215,6 +215,7 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
   #mail: 'none' | 'refused' | 'open' = 'none';
   #utf8 = false;
   #declaredBytes = 0;
+  #lastBytes = 0;
   #recipients = 0;
   #errors = 0;
   #stopDeadline: (() => void) | undefined;
@@ -391,7 +392,8 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
     if (this.#recipients === 0) return this.#answer(REPLIES.noRecipients, callback);
     const parser = this._parser;
     if (!(parser instanceof DoorStream)) return callback();
-    const intake = new Intake(this.#server.limits.messageBytes, this.#declaredBytes);
+    // Who declares no size sends what the last one was like: room is made once.
+    const intake = new Intake(this.#server.limits.messageBytes, Math.max(this.#declaredBytes, this.#lastBytes));
     this.#stopDeadline = this.#server.limits.clock.after(this.#server.limits.dataTimeoutMs, () => this.expel(REPLIES.dataTimeout));
     parser.collect(intake, () => this.#received(intake, parser));
     this.#gather();
@@ -410,6 +412,7 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
     // While the message is being stored the client waits for us: its silence is no idleness.
     this._handlerPending = true;
     if (collected.kind === 'refused') return this.#answer(collected.reply, finish);
+    this.#lastBytes = collected.raw.length;
     this.#ask(this.#server.door.data(this, collected.raw), finish, () => REPLIES.localError);
   }
 

@@ -20,7 +20,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Composed, Instant, MessageId, MessageMeta, QueuedRecipient, Stored } from '../mail/index.ts';
 import { MailError } from '../mail/index.ts';
-import { seal, sealedLength, unseal, type Clock, type Keyring, type Log } from '../runtime/index.ts';
+import { seal, sealPieces, sealedLength, unseal, type Clock, type Keyring, type Log } from '../runtime/index.ts';
 import { Committer, Draft } from './draft.ts';
 import { LaterIndex } from './later.ts';
 import { commitCause, storeError, surviveFailedCommits } from './faults.ts';
@@ -143,7 +143,8 @@ export class Spool {
     const keys = this.#keyring.tenant(origin.tenant);
     const meta: MessageMeta = { origin, envelope, plan, sizeBytes: raw.length, receivedAt };
     const sealedMeta = seal(keys.payload, Buffer.from(JSON.stringify(meta)), `${id}/meta`);
-    const sealedBody = seal(keys.payload, raw, id);
+    const sealedBody = sealPieces(keys.payload, raw, id);
+    const bodyLength = sealedLength(raw.length);
     const queues = new Map<string, { readonly id: Buffer; readonly domain: string }>();
     const rows = message.recipients.map((recipient, index): RecipientRow => {
       const queue = queues.get(recipient.domain) ?? { id: queueOf(keys.address, recipient.domain), domain: recipient.domain };
@@ -153,12 +154,12 @@ export class Spool {
     });
     if (rows.length === 0) throw new RangeError('a message without recipients');
 
-    const record = [formatRecordHead(id, sealedMeta.length, sealedBody.length), sealedMeta, sealedBody];
+    const record = [formatRecordHead(id, sealedMeta.length, bodyLength), sealedMeta, ...sealedBody];
     const place = await this.#segments.append(record);
     try {
       await this.#committer.change(true, (draft) => {
         if (draft.message(id) !== undefined) throw new RangeError(`message ${id} is stored already`);
-        draft.putMessage(id, { ...place, metaLength: sealedMeta.length, bodyLength: sealedBody.length, waiting: rows.length, tenant: origin.tenant });
+        draft.putMessage(id, { ...place, metaLength: sealedMeta.length, bodyLength, waiting: rows.length, tenant: origin.tenant });
         for (const [index, row] of rows.entries()) draft.putRecipient(id, index, row, undefined);
         for (const queue of queues.values()) draft.useQueue(queue.id, () => formatQueueRow(keys.payload, queue.id, origin.tenant, queue.domain));
       });

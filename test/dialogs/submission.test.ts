@@ -8,8 +8,8 @@ import { Client, playDialog } from '../lib/dialog.ts';
 import { openRoom, type Limits } from '../submission/room.ts';
 
 const folder = join(import.meta.dirname, 'submission');
-/** Said where a dialog cannot: a drain and an expulsion begin on our side. */
-const ELSEWHERE: readonly string[] = [replyLine(REPLIES.draining), replyLine(REPLIES.suspended)];
+/** Said where a dialog cannot: a drain and an expulsion begin on our side; only the door for bounces has no AUTH. */
+const ELSEWHERE: readonly string[] = [replyLine(REPLIES.draining), replyLine(REPLIES.suspended), replyLine(REPLIES.notImplemented)];
 const heard = new Set<string>();
 
 const header = (text: string, name: string): string | undefined => new RegExp(`^# ${name}: (.*)$`, 'm').exec(text)?.[1];

@@ -57,3 +57,11 @@ t.test('one octet more than allowed is refused, the limit itself is not', async 
     t.equal(intake.collected().kind, kind);
   }
 });
+
+t.test('a large size declared for a small message holds no memory once it is in', async (t) => {
+  const intake = new Intake(1 << 21, 1 << 20);
+  intake.feed(Buffer.from('small\r\n.\r\n'));
+  const got = intake.collected();
+  t.equal(got.kind === 'message' && got.raw.toString(), 'small\r\n');
+  t.ok(got.kind === 'message' && got.raw.buffer.byteLength <= 1 << 16, 'not the room that was made for more');
+});
