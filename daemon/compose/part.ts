@@ -3,6 +3,7 @@
 // edit in the plan replaces exactly one link value; a part that cannot be read with certainty is left
 // as it is and says why. Decoding is RFC 2045 §6.7 (quoted-printable) and §6.8 (base64).
 import { decodeQp, type ContentEncoding, type MimeLeaf, type PlannedEdit, type PlannedPart } from '../mail/index.ts';
+import { clearText, decodeBase64 } from './base64.ts';
 import { findInHtml, findInText, targetOf, type FoundLink } from './links.ts';
 
 /** Why a part was left as it is; a closed list, for it is a metric's label. */
@@ -25,8 +26,8 @@ const MAX_TEXT_OCTETS = 4 * 1024 * 1024;
 /** The part's decoded octets as characters, and the way back to the message. */
 interface Decoded {
   readonly text: string;
-  readonly startOf: (at: number) => number;
-  readonly endOf: (at: number) => number;
+  /** Octets of the message that hold [start, end) of the text. */
+  readonly place: (start: number, end: number) => Pick<PlannedEdit, 'start' | 'end' | 'keep'>;
 }
 
 /** The plan for one leaf, or why there is none. */
@@ -48,43 +49,38 @@ export function planPart(raw: Buffer, leaf: MimeLeaf, wishes: PartWishes): Plann
     if (edit !== undefined) edits.push(edit);
   }
   if (html && wishes.pixel) {
-    const at = decoded.startOf(found.pixelAt);
-    edits.push({ kind: 'pixel', start: at, end: at, target: '', quote: '' });
+    edits.push({ kind: 'pixel', ...decoded.place(found.pixelAt, found.pixelAt), target: '', quote: '' });
   }
   // Links of a conditional comment come after those around it where comments are read late.
-  edits.sort((a, b) => a.start - b.start);
+  edits.sort((a, b) => a.start - b.start || (a.keep?.[0] ?? 0) - (b.keep?.[0] ?? 0) || a.end - b.end);
   return { range: leaf.range, encoding: leaf.encoding, charset: leaf.charset, edits };
 }
 
 function linkEdit(raw: Buffer, leaf: MimeLeaf, decoded: Decoded, link: FoundLink, html: boolean, ownHost: string): PlannedEdit | undefined {
   const target = targetOf(link.value, html, isUtf8(leaf.charset), ownHost);
   if (target === undefined) return undefined;
-  const edit: PlannedEdit = { kind: 'link', start: decoded.startOf(link.start), end: decoded.endOf(link.end), target, quote: link.quote };
+  const edit: PlannedEdit = { kind: 'link', ...decoded.place(link.start, link.end), target, quote: link.quote };
   // The proof: what will be taken out is what was found, read from the message anew.
-  if (leaf.encoding === 'base64') return decoded.text.slice(edit.start, edit.end) === link.value ? edit : undefined;
-  const taken = leaf.encoding === 'identity' ? raw.toString('latin1', edit.start, edit.end) : decodeQp(raw, edit.start, edit.end)?.text;
+  const taken = takenOut(raw, leaf.encoding, edit);
   return taken === link.value && edit.start >= leaf.range.start && edit.end <= leaf.range.end ? edit : undefined;
 }
 
-function decode(raw: Buffer, leaf: MimeLeaf): Decoded | Untouched {
-  const { start, end } = leaf.range;
-  const readers: Record<ContentEncoding, () => Decoded | Untouched> = {
-    identity: () => ({ text: raw.toString('latin1', start, end), startOf: (at) => start + at, endOf: (at) => start + at }),
-    'quoted-printable': () => decodeQp(raw, start, end) ?? 'quoted-printable',
-    base64: () => {
-      const octets = decodeBase64(raw, start, end);
-      return octets === undefined ? 'base64' : { text: octets.toString('latin1'), startOf: (at) => at, endOf: (at) => at };
-    },
-  };
-  return readers[leaf.encoding]();
+function takenOut(raw: Buffer, encoding: ContentEncoding, edit: PlannedEdit): string | undefined {
+  if (encoding === 'quoted-printable') return decodeQp(raw, edit.start, edit.end)?.text;
+  if (encoding === 'identity') return raw.toString('latin1', edit.start, edit.end);
+  const clear = clearText(raw, edit);
+  return clear.slice(edit.keep?.[0] ?? 0, clear.length - (edit.keep?.[1] ?? 0));
 }
 
-/** Decodes raw[start, end); undefined unless it is canonical base64 in lines. */
-function decodeBase64(raw: Buffer, start: number, end: number): Buffer | undefined {
-  const compact = raw.toString('latin1', start, end).replaceAll(/[\r\n\t ]/g, '');
-  const octets = Buffer.from(compact, 'base64');
-  // Node skips what it does not know; encoding again shows whether something was skipped.
-  return octets.toString('base64') === compact ? octets : undefined;
+function decode(raw: Buffer, { encoding, range: { start, end } }: MimeLeaf): Decoded | Untouched {
+  if (encoding === 'identity') return { text: raw.toString('latin1', start, end), place: (from, to) => ({ start: start + from, end: start + to }) };
+  if (encoding === 'quoted-printable') {
+    const read = decodeQp(raw, start, end);
+    if (read === undefined) return 'quoted-printable';
+    return { text: read.text, place: (from, to) => ({ start: read.startOf(from), end: from === to ? read.startOf(to) : read.endOf(to) }) };
+  }
+  const read = decodeBase64(raw, start, end);
+  return read === undefined ? 'base64' : { text: read.octets.toString('latin1'), place: (from, to) => read.place(from, to) };
 }
 
 /** Charsets in which each octet below 128 is that ASCII character, wherever it stands. */

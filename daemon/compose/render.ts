@@ -3,10 +3,11 @@
 // gets every link as submitted, no line grows past its limit (76 in quoted-printable and base64, 998
 // elsewhere: a link that would is left alone), and no bare CR or LF is made. RFC 5322 §2.1.1, RFC 2045
 // §6.7 and §6.8, RFC 2369 §3.2, RFC 8058 §3.1.
-import type { Cleared, OpenMode, Plan, PlannedEdit, PlannedPart, Rendered } from '../mail/index.ts';
+import type { Cleared, OpenMode, Plan, PlannedEdit, PlannedPart, Range, Rendered } from '../mail/index.ts';
 import { encodeQpRun } from '../mail/index.ts';
 import type { TenantKeys } from '../runtime/index.ts';
 import type { SendingDomain, Stream } from '../settings/index.ts';
+import { clearText, encodeRun } from './base64.ts';
 import { NOBODY, NO_MESSAGE, openSealer, sealMailto, sealReturnPath, tokenChars } from './token.ts';
 
 export interface RenderContext {
@@ -20,13 +21,15 @@ export interface RenderContext {
 
 // RFC 5322 §2.1.1 MUST: 998 characters without CRLF.
 const LINE_OCTETS = 998;
-// RFC 2045 §6.8: encoded lines of at most 76 characters.
-const BASE64_LINE = 76;
+// With up to four octets more a token's length has any remainder of three.
+const FILLS = [0, 1, 2, 3, 4] as const;
+const MOST_FILL = 4;
 // Longer URLs are cut by mail programs, proxies and scanners.
 const MAX_URL_CHARS = 2_000;
 
 const ZERO_HASH = Buffer.alloc(16);
 const CRLF = Buffer.from('\r\n');
+const EQUALS = 61;
 
 /** This recipient's header and body, not yet signed. */
 export function render(cleared: Cleared, raw: Buffer, context: RenderContext): Rendered {
@@ -102,19 +105,21 @@ class Ink {
     return edit.kind === 'pixel' ? opens !== 'none' : clicks === 'individual';
   }
 
-  /** Characters the edit's text will have at most; known before a token is sealed. */
-  chars(edit: PlannedEdit): number {
-    return this.#context.domain.pages.length + '/c/'.length + tokenChars(this.#who, Buffer.byteLength(edit.target));
+  /** Characters a link will have; known before a token is sealed. */
+  chars(edit: PlannedEdit, fill = 0): number {
+    return this.#context.domain.pages.length + '/c/'.length + tokenChars(this.#who, Buffer.byteLength(edit.target) + fill);
   }
 
-  /** The text to put in place of the edit's range. */
-  text(edit: PlannedEdit): string {
+  /** The text to put in place of the edit's range; given `beside`, its length and that make a multiple of three. */
+  text(edit: PlannedEdit, beside?: number): string {
     if (edit.kind === 'link') {
       this.links++;
-      return `${this.#context.domain.pages}/c/${this.#sealer.click(edit.target)}`;
+      const fill = beside === undefined ? 0 : FILLS.find((octets) => (beside + this.chars(edit, octets)) % 3 === 0) ?? 0;
+      return `${this.#context.domain.pages}/c/${this.#sealer.click(edit.target, fill)}`;
     }
     this.pixel = true;
-    return `<img src="${this.#context.domain.pages}/o/${this.#openToken(this.#cleared.tracking.opens)}" width="1" height="1" alt="" border="0">`;
+    const text = `<img src="${this.#context.domain.pages}/o/${this.#openToken(this.#cleared.tracking.opens)}" width="1" height="1" alt="" border="0"`;
+    return `${text}${beside === undefined ? '' : ' '.repeat(2 - (beside + text.length) % 3)}>`;
   }
 
   #openToken(mode: OpenMode): string {
@@ -135,8 +140,8 @@ class Ink {
 }
 
 function spliced(body: Buffer[], raw: Buffer, part: PlannedPart, ink: Ink): void {
-  const edits = part.edits.filter((edit) => ink.wants(edit) && (edit.kind === 'pixel' || ink.chars(edit) < MAX_URL_CHARS));
-  if (part.encoding === 'base64') return void body.push(base64Part(raw, part, edits, ink));
+  const edits = part.edits.filter((edit) => ink.wants(edit) && (edit.kind === 'pixel' || ink.chars(edit, MOST_FILL) < MAX_URL_CHARS));
+  if (part.encoding === 'base64') return base64Spliced(body, raw, part, edits.filter((edit) => edit.keep !== undefined), ink);
   const lines = new Lines(raw, part);
   let at = part.range.start;
   for (const edit of edits) {
@@ -182,24 +187,36 @@ class Lines {
   }
 }
 
-/** The whole part encoded again, with the edits made; it ends with a line's end if it did. */
-function base64Part(raw: Buffer, part: PlannedPart, edits: readonly PlannedEdit[], ink: Ink): Buffer {
-  const { start, end } = part.range;
-  const clear = Buffer.from(raw.toString('latin1', start, end), 'base64');
-  const slices: Buffer[] = [];
-  let at = 0;
-  for (const edit of edits) {
-    push(slices, clear, at, edit.start);
-    slices.push(Buffer.from(ink.text(edit), 'latin1'));
-    at = edit.end;
+/** Edits that lie in the same groups of base64 are written together; the lines of all others stay as they are. */
+function base64Spliced(body: Buffer[], raw: Buffer, part: PlannedPart, edits: readonly PlannedEdit[], ink: Ink): void {
+  let at = part.range.start;
+  for (let i = 0; i < edits.length;) {
+    const run = { start: edits[i]?.start ?? at, end: edits[i]?.end ?? at };
+    const together: PlannedEdit[] = [];
+    for (let edit = edits[i]; edit !== undefined && (together.length === 0 || edit.start < run.end); edit = edits[++i]) {
+      together.push(edit);
+      run.end = Math.max(run.end, edit.end);
+    }
+    push(body, raw, at, run.start);
+    body.push(Buffer.from(encodeRun(base64Text(raw, run, together, ink), raw, run, part.range), 'latin1'));
+    at = run.end;
   }
-  push(slices, clear, at, clear.length);
-  const text = Buffer.from(Buffer.concat(slices).toString('base64'), 'latin1');
-  const lines = Math.ceil(text.length / BASE64_LINE);
-  const out = Buffer.allocUnsafe(text.length + 2 * lines);
-  for (let line = 0; line < lines; line++) {
-    const to = line * (BASE64_LINE + 2) + text.copy(out, line * (BASE64_LINE + 2), line * BASE64_LINE, (line + 1) * BASE64_LINE);
-    CRLF.copy(out, to);
+  push(body, raw, at, part.range.end);
+}
+
+/** The run's text with the edits made, of such a length that what comes after it stays in its groups. */
+function base64Text(raw: Buffer, run: Range, edits: readonly PlannedEdit[], ink: Ink): string {
+  const clear = clearText(raw, run);
+  const octetsTo = (end: number): number => (end === run.end ? clear.length : clearText(raw, { start: run.start, end }).length);
+  let text = '';
+  let from = 0;
+  for (const [i, edit] of edits.entries()) {
+    const [before, after] = edit.keep ?? [0, 0];
+    text += clear.slice(from, octetsTo(edit.start) + before);
+    from = octetsTo(edit.end) - after;
+    // Padding ends the part: nothing comes after it.
+    const free = i < edits.length - 1 || raw[run.end - 1] === EQUALS;
+    text += free ? ink.text(edit) : ink.text(edit, text.length + clear.length - from);
   }
-  return raw[end - 1] === 10 ? out : out.subarray(0, out.length - 2);
+  return text + clear.slice(from);
 }

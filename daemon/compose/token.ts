@@ -38,6 +38,8 @@ const TAG_OCTETS = 16;
 const HASH_OCTETS = 16;
 const ID_OCTETS = 16;
 const NOBODY_INDEX = 0xffffffff;
+// No target ends in white space: what stands there is nobody's.
+const FILL = ' ';
 // Its place is how a kind is written: new ones go last.
 const KINDS = ['click', 'open', 'unsubscribe', 'preferences', 'confirm'] as const;
 const MODES: readonly OpenMode[] = ['none', 'aggregate', 'lastOpenDate', 'individual'];
@@ -46,7 +48,8 @@ const MAX_TOKEN_CHARS = 4_096;
 
 /** Seals tokens for one recipient: the part of the claim they share is laid out once. */
 export interface Sealer {
-  click(target: string): string;
+  /** `fill`: so many octets more, for a token of a certain length; they are not part of the target. */
+  click(target: string, fill?: number): string;
   open(mode: OpenMode): string;
   unsubscribe(): string;
   preferences(): string;
@@ -57,7 +60,7 @@ export interface Sealer {
 export function openSealer(keys: TenantKeys, who: Pick<Claim, 'message' | 'recipient' | 'stream' | 'purpose' | 'hashes'>): Sealer {
   const shared = layOut(who);
   return {
-    click: (target) => sealParts(keys, shared, 0, target, false),
+    click: (target, fill = 0) => sealParts(keys, shared, 0, target + FILL.repeat(fill), false),
     open: (mode) => sealParts(keys, shared, 1, String.fromCharCode(MODES.indexOf(mode)), mode === 'aggregate'),
     unsubscribe: () => sealParts(keys, shared, 2, '', false),
     preferences: () => sealParts(keys, shared, 3, '', false),
@@ -162,7 +165,7 @@ function readClaim(clear: Buffer): Claim | undefined {
     stream: clear.toString('utf8', streamAt + 1, purposeAt),
     purpose: clear.toString('utf8', purposeAt + 1, restAt),
     hashes: { consent: hash(0), suppression: hash(1), family: hash(2) },
-    ...(kind === 'click' ? { target: clear.toString('utf8', restAt) } : {}),
+    ...(kind === 'click' ? { target: clear.toString('utf8', restAt).trimEnd() } : {}),
     ...(kind === 'open' && mode !== undefined ? { mode } : {}),
   };
 }

@@ -7,7 +7,7 @@ export { indexHeader, fieldValue, fieldValues, messageFacts, type HeaderField, t
 export { parseMailboxes } from './mailboxes.ts';
 export { parseHeaderToken, type HeaderToken } from './content-type.ts';
 export { indexMime, type MimeIndex, type MimeLeaf, type Closed, type ContentEncoding } from './mime.ts';
-export { decodeQp, encodeQpRun, type QpText } from './qp.ts';
+export { decodeQp, encodeQpRun, lastAtMost, type QpText } from './qp.ts';
 export { networkOf } from './network.ts';
 export { Gcra } from './rate.ts';
 export { REPLIES } from './replies.ts';

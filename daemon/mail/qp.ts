@@ -79,7 +79,7 @@ function hexDigit(c: number): number {
 }
 
 /** Index of the last entry <= value; entries ascend and the first is 0. */
-function lastAtMost(entries: readonly number[], value: number): number {
+export function lastAtMost(entries: readonly number[], value: number): number {
   let low = 0;
   let high = entries.length;
   while (high - low > 1) {

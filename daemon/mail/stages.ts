@@ -134,13 +134,15 @@ export interface PlannedPart {
 }
 
 /**
- * `start`/`end`: for identity and quoted-printable, octets of the message; for base64, octets of the
- * decoded part. A link replaces its range; a pixel has start === end.
+ * `start`/`end`: octets of the message, in base64 those of whole groups of four characters. An edit
+ * replaces its range; a pixel has nothing to replace but what its groups hold.
  */
 export interface PlannedEdit {
   readonly kind: 'link' | 'pixel';
   readonly start: number;
   readonly end: number;
+  /** In base64: how many decoded octets at the start and at the end of the range stay. */
+  readonly keep?: readonly [number, number];
   /** Where the link leads, character references decoded; '' for a pixel. */
   readonly target: string;
   /** The quote the attribute value stands in, '' for none. */
