@@ -187,13 +187,13 @@ class Lines {
   }
 }
 
-/** Edits that lie in the same groups of base64 are written together; the lines of all others stay as they are. */
+/** Edits in the same or neighbouring groups of base64 are written together; the lines of all others stay as they are. */
 function base64Spliced(body: Buffer[], raw: Buffer, part: PlannedPart, edits: readonly PlannedEdit[], ink: Ink): void {
   let at = part.range.start;
   for (let i = 0; i < edits.length;) {
     const run = { start: edits[i]?.start ?? at, end: edits[i]?.end ?? at };
     const together: PlannedEdit[] = [];
-    for (let edit = edits[i]; edit !== undefined && (together.length === 0 || edit.start < run.end); edit = edits[++i]) {
+    for (let edit = edits[i]; edit !== undefined && (together.length === 0 || edit.start <= run.end); edit = edits[++i]) {
       together.push(edit);
       run.end = Math.max(run.end, edit.end);
     }

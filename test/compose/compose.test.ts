@@ -214,7 +214,7 @@ t.test('base64: only the groups a link or the pixel lies in are written anew', a
     for (let shift = 0; shift < 9; shift++) {
       const text = `${'x'.repeat(200 + shift)}<a href=https://x.example/${'1'.repeat(Math.floor(shift / 3))}></a>${'y'.repeat(300)}<a href=https://x.example/2></body>${'z'.repeat(shift % 3)}`;
       const chars = Buffer.from(text).toString('base64');
-      const raw = letter('Content-Type: text/html\nContent-Transfer-Encoding: base64\n', Buffer.from(`${width === undefined ? chars : chars.replaceAll(new RegExp(`.{${width}}`, 'g'), '$&\r\n')}\r\n`));
+      const raw = letter('Content-Type: text/html\nContent-Transfer-Encoding: base64\n', Buffer.from(`${width === undefined ? chars : chars.replaceAll(new RegExp(`.{${width}}(?=.)`, 'g'), '$&\r\n')}\r\n`));
       const message = composed(raw);
       const out = copy(message, ring, ALL);
       t.match(out, { links: 2, pixel: true });
