@@ -27,6 +27,9 @@ const MOST_FILL = 4;
 // Longer URLs are cut by mail programs, proxies and scanners.
 const MAX_URL_CHARS = 2_000;
 
+// Out of the flow and without height: neither loaded nor missing does it move a line or make the letter longer.
+const PIXEL_LOOK = 'width="1" height="1" alt="" border="0" align="left" style="margin-top:-1px"';
+
 const ZERO_HASH = Buffer.alloc(16);
 const CRLF = Buffer.from('\r\n');
 const EQUALS = 61;
@@ -118,7 +121,7 @@ class Ink {
       return `${this.#context.domain.pages}/c/${this.#sealer.click(edit.target, fill)}`;
     }
     this.pixel = true;
-    const text = `<img src="${this.#context.domain.pages}/o/${this.#openToken(this.#cleared.tracking.opens)}" width="1" height="1" alt="" border="0"`;
+    const text = `<img src="${this.#context.domain.pages}/o/${this.#openToken(this.#cleared.tracking.opens)}" ${PIXEL_LOOK}`;
     return `${text}${beside === undefined ? '' : ' '.repeat(2 - (beside + text.length) % 3)}>`;
   }
 

@@ -84,7 +84,7 @@ t.test('tracked: one link and the pixel, in each encoding', async (t) => {
     const text = decoded(body(out), coding);
     const token = /href="https:\/\/news\.acme\.example\/c\/([\w-]+)"/.exec(text)?.[1] ?? '';
     t.match(openToken(ring, token)?.claim, { kind: 'click', target: 'https://shop.example/a?b=1&c=2', recipient: 0, message: message.id });
-    t.match(text, /border="0" {0,2}><\/body>/);
+    t.match(text, /style="margin-top:-1px" {0,2}><\/body>/);
     t.notOk(hasBareEnds(bytes(out)));
     t.equal(undone(text, ring).text, decoded(bodyOf(raw), coding).replace('&amp;', '&'), coding);
   }

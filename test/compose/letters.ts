@@ -89,7 +89,7 @@ export function copy(message: Composed, ring: Keyring, tracking: Tracking, more:
 export const bytes = (r: Rendered): Buffer => Buffer.concat([r.header, Buffer.from('\r\n'), ...r.body]);
 export const body = (r: Rendered): Buffer => Buffer.concat(r.body);
 
-const PIXEL = /<img src="https:\/\/news\.acme\.example\/o\/[\w-]+" width="1" height="1" alt="" border="0" {0,2}>/g;
+const PIXEL = /<img src="https:\/\/news\.acme\.example\/o\/[\w-]+" width="1" height="1" alt="" border="0" align="left" style="margin-top:-1px" {0,2}>/g;
 
 /** A rendered text with every edit taken back, opened tokens being the only source of what stood there. */
 export function undone(text: string, ring: Keyring): { readonly text: string; readonly targets: readonly string[] } {
