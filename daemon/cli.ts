@@ -274,7 +274,14 @@ person(consent, 'add', 'record a consent given outside')
   .action(simple('consent.add'));
 person(consent, 'withdraw', 'record a withdrawal; it holds for mail that waits, too').option('--purpose <name>', 'only this purpose').action(simple('consent.withdraw'));
 person(consent, 'show', 'print what is on record').action(simple('consent.show'));
+person(consent, 'invite', 'ask a person by mail to confirm a consent that is pending').requiredOption('--purpose <name>')
+  .option('--lang <language>', 'of the letter and its page', 'en').action(simple('consent.invite'));
 importing(command(consent, 'import <file>', 'import consents from CSV (header line) or NDJSON; - for standard input'), 'consent.import');
+
+const keys = group('keys', 'keys of the tokens in recipients\' links');
+command(keys, 'rotate', 'make a new key: it seals from now on, older ones still open').requiredOption('--tenant <id>').action(simple('keys.rotate'));
+command(keys, 'retire', 'forget an older key: links it sealed lead nowhere any more').requiredOption('--tenant <id>')
+  .requiredOption('--key <id>', 'as rotate prints it').option('--yes', 'really').action(simple('keys.retire'));
 
 const suppression = group('suppress', 'who must not be mailed');
 person(suppression, 'add', 'suppress an address').option('--cause <cause>', 'manual, objection, complaint, ...', 'manual')

@@ -275,7 +275,7 @@ async function tellTenant(house: House, due: Due, outcome: Outcome): Promise<voi
   const notify = due.recipient.dsn?.notify ?? [];
   const domain = place?.tenant.domains.find((known) => known.name === plan.domain);
   // RFC 3461 §4.1: NEVER, or a list without FAILURE, means no notice.
-  if (origin.kind === 'notice' || to === '' || place === undefined || domain === undefined || (notify.length > 0 && !notify.includes('FAILURE'))) return;
+  if (origin.kind !== 'relay' || to === '' || place === undefined || domain === undefined || (notify.length > 0 && !notify.includes('FAILURE'))) return;
   const now = house.clock.now();
   const id = newId(now);
   const body = await house.spool.body(due.id);

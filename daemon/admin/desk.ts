@@ -4,7 +4,7 @@
 import { newEvent, type EventKind, type Journal } from '../events/index.ts';
 import type { Ledger } from '../ledger/index.ts';
 import type { AddressHashes } from '../mail/index.ts';
-import type { Clock } from '../runtime/index.ts';
+import type { Clock, Keyring } from '../runtime/index.ts';
 import type { LaneView } from '../schedule/index.ts';
 import type { Settings, Tenant } from '../settings/index.ts';
 import type { Spool } from '../spool/index.ts';
@@ -13,6 +13,7 @@ import type { Spool } from '../spool/index.ts';
 export interface Desk {
   readonly settings: () => Settings;
   readonly ledger: Ledger;
+  readonly keyring: Keyring;
   readonly spool: Spool;
   readonly journal: Journal;
   readonly clock: Clock;

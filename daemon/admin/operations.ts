@@ -6,6 +6,8 @@ import type { Operation } from './control.ts';
 import type { Desk } from './desk.ts';
 import { explainOperations } from './explain.ts';
 import { importOperations } from './import-file.ts';
+import { invitationOperations } from './invite.ts';
+import { keyOperations } from './keys.ts';
 import { ledgerOperations } from './ledger-operations.ts';
 import { peopleOperations } from './people.ts';
 import { policyOperations } from './policies.ts';
@@ -26,5 +28,7 @@ export function operationsOf(desk: Desk): Readonly<Record<string, Operation>> {
     ...tenantOperations(desk),
     ...policyOperations(desk),
     ...subjectOperations(desk),
+    ...invitationOperations(desk),
+    ...keyOperations(desk),
   };
 }

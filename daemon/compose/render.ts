@@ -38,7 +38,7 @@ const EQUALS = 61;
 export function render(cleared: Cleared, raw: Buffer, context: RenderContext): Rendered {
   const { plan, origin } = cleared.message;
   const notice = origin.kind === 'notice';
-  const ink = notice ? undefined : new Ink(cleared, context);
+  const ink = origin.kind === 'relay' ? new Ink(cleared, context) : undefined;
   const body: Buffer[] = [];
   let at = plan.bodyStart;
   for (const part of plan.parts) {

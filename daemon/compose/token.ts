@@ -135,7 +135,9 @@ function isCanonical(text: string): boolean {
 
 function decipher(keys: TenantKeys, sealed: Buffer): Buffer | undefined {
   const body = HEAD_OCTETS + IV_OCTETS;
-  const opened = createDecipheriv('aes-256-gcm', keys.token.key, sealed.subarray(HEAD_OCTETS, body), { authTagLength: TAG_OCTETS });
+  const sealedBy = keys.tokens.find(({ id }) => id.equals(sealed.subarray(1, HEAD_OCTETS)));
+  if (sealedBy === undefined) return undefined;
+  const opened = createDecipheriv('aes-256-gcm', sealedBy.key, sealed.subarray(HEAD_OCTETS, body), { authTagLength: TAG_OCTETS });
   opened.setAAD(sealed.subarray(0, HEAD_OCTETS));
   opened.setAuthTag(sealed.subarray(sealed.length - TAG_OCTETS));
   const clear = opened.update(sealed.subarray(body, sealed.length - TAG_OCTETS));

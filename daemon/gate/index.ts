@@ -1,7 +1,7 @@
 export { RULES, ruleSentence, type RuleId } from './rules.ts';
 export type { CannotTell, Grounds, No, Step, Verdict, Yes } from './verdict.ts';
 export {
-  judgeSender, judgeRecipient, judgeMessage, judgeAttempt, policyInForce,
+  judgeSender, judgeRecipient, judgeMessage, judgeAttempt, judgeInvitation, policyInForce,
   type AttemptQuestion, type MessageQuestion, type RecipientQuestion, type SenderQuestion,
 } from './judge.ts';
 export { profileOf, profilesNamed, type Profiles } from './profile.ts';

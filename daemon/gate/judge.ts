@@ -184,7 +184,23 @@ export function judgeAttempt({ origin, tenant, stream, ...question }: AttemptQue
     return new Notes(question.explain).yes('notice', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
   }
   if (tenant === undefined || stream === undefined) return new Notes(question.explain).cannotTell('stream-unknown');
-  return judgeRecipient({ tenant, stream, ...question });
+  return origin.kind === 'invitation' ? judgeInvitation({ tenant, stream, ...question }) : judgeRecipient({ tenant, stream, ...question });
+}
+
+/** May this person be asked to confirm? Only what they, or somebody in their name, has asked for and nothing stands against. */
+export function judgeInvitation({ tenant, stream, now, facts, explain }: RecipientQuestion): Verdict {
+  const notes = new Notes(explain);
+  if (facts === undefined) return notes.cannotTell('ledger-unavailable');
+  notes.pass('ledger-unavailable');
+  if (facts.suspension !== undefined) return notes.no('tenant-suspended', '', facts.suspension.id);
+  notes.pass('tenant-suspended');
+  const current = policyInForce(tenant, now, facts.unpublished);
+  if (current === undefined) return notes.cannotTell('policy-not-in-force');
+  const against = facts.suppressions.find((suppression) => holds(suppression, stream, now));
+  if (against !== undefined) return notes.no(`suppressed-${against.cause}`, '', against.id);
+  const { consent } = facts;
+  if (consent?.state !== 'pending' || (consent.expiresAt !== undefined && consent.expiresAt <= now)) return notes.no('invitation-not-pending', stream.purpose, consent?.id);
+  return notes.yes('invitation', { evidence: consent.id, policy: consent.policyHash, tracking: NO_TRACKING, unsubscribable: false }, stream.purpose);
 }
 
 /** The policy of the latest `effectiveAt` that is not after `now`, among those whose page has been seen. */

@@ -9,6 +9,8 @@ export const RULES = {
   'ok-sender': 'the credential may use this sender',
   'ok-message': 'the header keeps the rules',
   notice: 'a notice from Postern to its tenant',
+  invitation: 'a consent for purpose {} waits to be confirmed',
+  'invitation-not-pending': 'no consent for purpose {} waits to be confirmed',
   'ledger-unavailable': 'the consent ledger does not answer',
   'stream-unknown': 'the tenant or stream of this message is not configured now',
   'policy-not-in-force': 'no privacy policy of this tenant is in force now',

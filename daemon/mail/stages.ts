@@ -57,8 +57,11 @@ export interface Origin {
   readonly stream: string;
   /** The credential's username; '' for a notice. */
   readonly credential: string;
-  /** `notice`: mail Postern itself writes to the tenant (a DSN). It needs no consent and is never tracked. */
-  readonly kind: 'relay' | 'notice';
+  /**
+   * `notice`: mail Postern itself writes to the tenant (a DSN). It needs no consent and is never tracked.
+   * `invitation`: Postern asks a person to confirm a consent that waits for it; never tracked either.
+   */
+  readonly kind: 'relay' | 'notice' | 'invitation';
 }
 
 /** One inbound transaction, complete: DATA has ended and the bytes are canonical (CRLF only, dots unstuffed). */

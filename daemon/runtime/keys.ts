@@ -2,12 +2,18 @@
 // tenant, which lie in <data>/keys/<tenant>.json. Whoever destroys that file destroys everything the
 // tenant ever had here. Callers may rely on: no key is ever derived from another tenant's, a wrong or
 // missing master key stops the caller with E_KEY_UNREADABLE or E_KEY_WRONG, and files are made 0600,
-// synced, and never overwritten. AES-256-GCM (NIST SP 800-38D), HMAC-SHA-256 (RFC 2104).
+// synced, and replaced only whole, when a token key is made or forgotten. AES-256-GCM (NIST SP 800-38D), HMAC-SHA-256 (RFC 2104).
 import { createCipheriv, createDecipheriv, createSecretKey, type KeyObject } from 'node:crypto';
-import { closeSync, fstatSync, fsyncSync, linkSync, mkdirSync, openSync, readFileSync, statSync, unlinkSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, fsyncSync, linkSync, mkdirSync, openSync, readFileSync, renameSync, statSync, unlinkSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { MailError } from '../mail/index.ts';
 import { randomOctets } from './ids.ts';
+
+/** A key of the tokens in recipients' links. */
+export interface TokenKey {
+  readonly id: Buffer;
+  readonly key: KeyObject;
+}
 
 /** The keys of one tenant, as KeyObjects: five times quicker than Buffers in an HMAC. */
 export interface TenantKeys {
@@ -16,7 +22,9 @@ export interface TenantKeys {
   /** AES-256-GCM of spool bodies, queue rows and events. */
   readonly payload: KeyObject;
   /** AES-256-GCM of the tokens in recipients' links; `id` (4 octets) stands in clear before each token. */
-  readonly token: { readonly id: Buffer; readonly key: KeyObject };
+  readonly token: TokenKey;
+  /** Every key that may still open a token, the newest first; `token` is the first. */
+  readonly tokens: readonly TokenKey[];
   /** HMAC of reverse-path tokens. */
   readonly verp: KeyObject;
   /** What a person's own secret is mixed with to veil their consent record and its evidence, 32 octets each. */
@@ -39,6 +47,10 @@ export interface Keyring {
   reveal(id: string): Readonly<Record<string, string>>;
   /** Takes over keys that reveal() told. @throws MailError E_KEY_WRONG when the tenant has keys already or a kind is missing */
   adopt(id: string, keys: Readonly<Record<string, string>>): void;
+  /** Makes a new token key, which seals from now on; the older ones still open. @returns ids of all, hex, newest first */
+  rotateToken(id: string): readonly string[];
+  /** Forgets an old token key: links it sealed lead nowhere any more. @throws MailError E_CONTROL for the newest or an unknown one */
+  retireToken(id: string, tokenId: string): readonly string[];
   /** Destroys the tenant's keys: what they sealed cannot be read again by anybody. */
   destroy(id: string): void;
 }
@@ -107,8 +119,20 @@ export function openKeyring(dir: string, master: KeyObject): Keyring {
     if (known !== undefined) return known;
     const keys = tenantKeys(unwrap(readOrMake(dir, id, master), id, master));
     tenants.set(id, keys);
-    tokenIds.set(keys.token.id.toString('hex'), id);
+    for (const { id: tokenId } of keys.tokens) tokenIds.set(tokenId.toString('hex'), id);
     return keys;
+  }
+
+  function forget(id: string): void {
+    tenants.delete(id);
+    for (const [tokenId, owner] of tokenIds) if (owner === id) tokenIds.delete(tokenId);
+  }
+
+  /** Puts another file in place of the tenant's, and takes up what it says. */
+  function change(id: string, next: (now: Wrapped) => Wrapped): readonly string[] {
+    replace(dir, keyFile(dir, id), JSON.stringify(next(readOrMake(dir, id, master))));
+    forget(id);
+    return tenant(id).tokens.map((one) => one.id.toString('hex'));
   }
 
   return {
@@ -119,24 +143,41 @@ export function openKeyring(dir: string, master: KeyObject): Keyring {
       for (const id of ids) tenant(id);
     },
     reveal(id) {
-      const { tokenId, ...clear } = unwrap(readOrMake(dir, id, master), id, master);
-      return { tokenId: tokenId.toString('hex'), ...Object.fromEntries(KINDS.map((kind) => [kind, clear[kind].toString('hex')])) };
+      const { tokenId, older, ...clear } = unwrap(readOrMake(dir, id, master), id, master);
+      return {
+        tokenId: tokenId.toString('hex'), ...Object.fromEntries(KINDS.map((kind) => [kind, clear[kind].toString('hex')])),
+        ...(older.length > 0 && { olderTokens: older.map((one) => one.id.toString('hex') + one.key.toString('hex')).join(' ') }),
+      };
     },
     adopt(id, keys) {
       for (const [kind, digits] of [...KINDS.map((kind) => [kind, 64] as const), ['tokenId', 8] as const]) {
         if (!new RegExp(`^[0-9a-f]{${digits}}$`).test(keys[kind] ?? '')) throw new MailError('E_KEY_WRONG', `the ${kind} key of ${id} is missing or not ${digits} hex digits`);
       }
       const file = keyFile(dir, id);
-      writeOnce(dir, file, wrap(id, master, (kind) => Buffer.from(keys[kind] ?? '', 'hex'), Buffer.from(keys['tokenId'] ?? '', 'hex')));
+      const older = (keys['olderTokens'] ?? '').split(' ').filter((text) => text !== '');
+      if (!older.every((text) => /^[0-9a-f]{72}$/.test(text))) throw new MailError('E_KEY_WRONG', `the older token keys of ${id} are not 72 hex digits each`);
+      const wrapped = wrap(id, master, (kind) => Buffer.from(keys[kind] ?? '', 'hex'), Buffer.from(keys['tokenId'] ?? '', 'hex'));
+      const olderTokens = older.map((text) => ({ id: text.slice(0, 8), key: wrapToken(id, text.slice(0, 8), Buffer.from(text.slice(8), 'hex'), master) }));
+      writeOnce(dir, file, JSON.stringify({ ...wrapped, ...(olderTokens.length > 0 && { olderTokens }) }));
       const now = unwrap(readOrMake(dir, id, master), id, master);
       if (now.address.toString('hex') !== keys['address']) throw new MailError('E_KEY_WRONG', `${file} exists already with other keys; delete that tenant first`);
-      tenants.delete(id);
+      forget(id);
       tenant(id);
     },
+    rotateToken: (id) => change(id, (now) => {
+      const clear = unwrap(now, id, master);
+      const oldId = clear.tokenId.toString('hex');
+      const olderTokens = [{ id: oldId, key: wrapToken(id, oldId, clear.token, master) }, ...now.olderTokens ?? []];
+      return { ...now, tokenId: randomOctets(4).toString('hex'), token: seal(master, randomOctets(KEY_OCTETS), `${id}/token`).toString('base64'), olderTokens };
+    }),
+    retireToken: (id, tokenId) => change(id, (now) => {
+      const olderTokens = (now.olderTokens ?? []).filter((one) => one.id !== tokenId);
+      if (olderTokens.length === (now.olderTokens ?? []).length) throw new MailError('E_CONTROL', `${tokenId} is no older token key of ${id}; there are: ${olderTokens.map((one) => one.id).join(', ') || 'none'}`);
+      return { ...now, olderTokens };
+    }),
     destroy(id) {
       const file = keyFile(dir, id);
-      tenants.delete(id);
-      for (const [tokenId, owner] of tokenIds) if (owner === id) tokenIds.delete(tokenId);
+      forget(id);
       overwrite(file);
       unlinkSync(file);
       syncFolder(dir);
@@ -145,8 +186,8 @@ export function openKeyring(dir: string, master: KeyObject): Keyring {
 }
 
 type Kind = (typeof KINDS)[number];
-type Wrapped = Readonly<Record<Kind | 'tokenId', string>>;
-type Clear = Readonly<Record<Kind | 'tokenId', Buffer>>;
+type Wrapped = Readonly<Record<Kind | 'tokenId', string>> & { readonly olderTokens?: readonly { readonly id: string; readonly key: string }[] };
+type Clear = Readonly<Record<Kind | 'tokenId', Buffer>> & { readonly older: readonly { readonly id: Buffer; readonly key: Buffer }[] };
 
 function keyFile(dir: string, id: string): string {
   if (!/^[a-z0-9][a-z0-9-]{0,62}$/.test(id)) throw new MailError('E_KEY_UNREADABLE', `tenant id ${JSON.stringify(id)}`);
@@ -165,15 +206,38 @@ function readOrMake(dir: string, id: string, master: KeyObject): Wrapped {
         throw new MailError('E_KEY_UNREADABLE', `${file}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
       }
     }
-    writeOnce(dir, file, wrap(id, master, () => randomOctets(KEY_OCTETS), randomOctets(4)));
+    writeOnce(dir, file, JSON.stringify(wrap(id, master, () => randomOctets(KEY_OCTETS), randomOctets(4))));
   }
 }
 
-function wrap(id: string, master: KeyObject, key: (kind: Kind) => Buffer, tokenId: Buffer): string {
-  return JSON.stringify({
-    tokenId: tokenId.toString('hex'),
-    ...Object.fromEntries(KINDS.map((kind) => [kind, seal(master, key(kind), `${id}/${kind}`).toString('base64')])),
-  });
+function wrap(id: string, master: KeyObject, key: (kind: Kind) => Buffer, tokenId: Buffer): Wrapped {
+  const kinds = Object.fromEntries(KINDS.map((kind) => [kind, seal(master, key(kind), `${id}/${kind}`).toString('base64')])) as Record<Kind, string>;
+  return { tokenId: tokenId.toString('hex'), ...kinds };
+}
+
+const wrapToken = (id: string, tokenId: string, key: Buffer, master: KeyObject): string => seal(master, key, `${id}/token/${tokenId}`).toString('base64');
+
+/** Puts a whole file in the place of another; the old octets are overwritten, for they may hold what must go. */
+function replace(dir: string, file: string, text: string): void {
+  const draft = `${file}.${randomOctets(6).toString('hex')}`;
+  const old = openSync(file, 'r+');
+  try {
+    const fd = openSync(draft, 'wx', 0o600);
+    try {
+      writeSync(fd, text);
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
+    }
+    const size = fstatSync(old).size;
+    renameSync(draft, file);
+    syncFolder(dir);
+    // Only once the new file is there for good.
+    writeSync(old, Buffer.alloc(size), 0, undefined, 0);
+    fsyncSync(old);
+  } finally {
+    closeSync(old);
+  }
 }
 
 /** Writes a file whole or not at all, and leaves an existing one alone. */
@@ -216,14 +280,21 @@ function unwrap(wrapped: Wrapped, id: string, master: KeyObject): Clear {
     if (clear === undefined) throw new MailError('E_KEY_WRONG', `the keys of tenant ${id} do not open with this master key`);
     return clear;
   };
-  return { tokenId: Buffer.from(wrapped.tokenId, 'hex'), ...(Object.fromEntries(KINDS.map((kind) => [kind, open(kind)])) as Record<Kind, Buffer>) };
+  const older = (wrapped.olderTokens ?? []).map(({ id: tokenId, key }) => {
+    const clear = unseal(master, Buffer.from(key, 'base64'), `${id}/token/${tokenId}`);
+    if (clear === undefined) throw new MailError('E_KEY_WRONG', `an older token key of tenant ${id} does not open with this master key`);
+    return { id: Buffer.from(tokenId, 'hex'), key: clear };
+  });
+  return { older, tokenId: Buffer.from(wrapped.tokenId, 'hex'), ...(Object.fromEntries(KINDS.map((kind) => [kind, open(kind)])) as Record<Kind, Buffer>) };
 }
 
 function tenantKeys(clear: Clear): TenantKeys {
+  const token = { id: clear.tokenId, key: createSecretKey(clear.token) };
   return {
     address: createSecretKey(clear.address),
     payload: createSecretKey(clear.payload),
-    token: { id: clear.tokenId, key: createSecretKey(clear.token) },
+    token,
+    tokens: [token, ...clear.older.map(({ id, key }) => ({ id, key: createSecretKey(key) }))],
     verp: createSecretKey(clear.verp),
     people: clear.people,
     evidence: clear.evidence,

@@ -1,2 +1,2 @@
 export { openSubmission, type Submission, type SubmissionContext, type SubmissionHooks, type SubmissionOptions } from './submission.ts';
-export { makeNotice, makeSubmitted, receivedField } from './submitted.ts';
+export { makeInvitation, makeNotice, makeSubmitted, receivedField } from './submitted.ts';

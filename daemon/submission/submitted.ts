@@ -20,10 +20,29 @@ export function makeSubmitted(parts: {
   }) as unknown as Submitted;
 }
 
-/** A letter of ours to a tenant, with the null reverse-path. */
-export function makeNotice(parts: { readonly id: MessageId; readonly tenant: string; readonly stream: string; readonly to: string; readonly raw: Buffer; readonly at: Instant }): Submitted {
+/** A letter of Postern's own. */
+interface Letter {
+  readonly id: MessageId;
+  readonly tenant: string;
+  readonly stream: string;
+  readonly to: string;
+  readonly raw: Buffer;
+  readonly at: Instant;
+}
+
+/** To a tenant, with the null reverse-path. */
+export function makeNotice(letter: Letter): Submitted {
+  return makeLetter(letter, 'notice');
+}
+
+/** To a person whose consent waits to be confirmed. */
+export function makeInvitation(letter: Letter): Submitted {
+  return makeLetter(letter, 'invitation');
+}
+
+function makeLetter(parts: Letter, kind: 'notice' | 'invitation'): Submitted {
   return Object.freeze({
-    id: parts.id, origin: { tenant: parts.tenant, stream: parts.stream, credential: '', kind: 'notice' },
+    id: parts.id, origin: { tenant: parts.tenant, stream: parts.stream, credential: '', kind },
     envelope: { mailFrom: '', recipients: [{ wire: parts.to }], smtpUtf8: /[^\0-\x7f]/.test(parts.to), body: '7BIT' },
     raw: parts.raw, receivedAt: parts.at, protocol: 'local',
   }) as unknown as Submitted;
@@ -31,7 +50,7 @@ export function makeNotice(parts: { readonly id: MessageId; readonly tenant: str
 
 /** The trace line; `with` is left out for mail that came over no wire. */
 export function receivedField(submitted: Submitted, hostname: string): string {
-  const via = submitted.origin.kind === 'notice' ? '' : ` with ${submitted.protocol}`;
+  const via = submitted.origin.kind === 'relay' ? ` with ${submitted.protocol}` : '';
   const date = new Date(submitted.receivedAt).toUTCString().replace('GMT', '+0000');
   return `Received: by ${hostname}${via} id ${submitted.id};\r\n\t${date}\r\n`;
 }

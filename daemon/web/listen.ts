@@ -7,6 +7,7 @@ import { createServer as createSecure, type Server as SecureServer } from 'node:
 import type { AddressInfo } from 'node:net';
 import { MailError } from '../mail/index.ts';
 import type { Listen, Settings } from '../settings/index.ts';
+import { Certificates, type PairFiles } from './certificates.ts';
 
 export interface Listening {
   /** Where it listens, in the order given, with real ports. */
@@ -22,9 +23,12 @@ export async function listen(options: {
   readonly name: string;
   readonly at: readonly Listen[];
   readonly tls?: (() => Settings['server']['tls']) | undefined;
+  /** Pairs of hosts that have their own. */
+  readonly hosts?: () => ReadonlyMap<string, PairFiles>;
   readonly answer: RequestListener;
 }): Promise<Listening> {
   const servers: (Server | SecureServer)[] = [];
+  const certificates = options.tls === undefined ? undefined : new Certificates({ own: options.tls, ...(options.hosts !== undefined && { hosts: options.hosts }) });
   const close = async (): Promise<void> => {
     await Promise.all(servers.map(closeServer));
   };
@@ -33,9 +37,10 @@ export async function listen(options: {
     for (const at of options.at) {
       // Ten seconds for a header: a phone on a bad line needs three, a slow-loris wants for ever.
       const limits = { headersTimeout: 10_000, requestTimeout: 15_000, keepAliveTimeout: 5_000, connectionsCheckingInterval: 5_000 };
-      const server = options.tls === undefined
+      const server = options.tls === undefined || certificates === undefined
         ? createPlain(limits, options.answer)
-        : createSecure({ ...limits, ...readPair(options.tls()), minVersion: 'TLSv1.2' }, options.answer);
+        // Who names no host, and so has no SNI, gets the pair the listener was opened or renewed with.
+        : createSecure({ ...limits, ...readPair(options.tls()), minVersion: 'TLSv1.2', SNICallback: (host, done) => done(null, certificates.contextOf(host)) }, options.answer);
       server.maxConnections = 4_096; // a tenth of the descriptors a unit gets; the queue needs the rest
       servers.push(server);
       addresses.push({ host: at.host, port: await start(server, at, options.name) });
@@ -49,6 +54,7 @@ export async function listen(options: {
     renewTls() {
       if (options.tls === undefined) return;
       const pair = readPair(options.tls());
+      certificates?.renew();
       for (const server of servers) if ('setSecureContext' in server) server.setSecureContext({ ...pair, minVersion: 'TLSv1.2' });
     },
     close,

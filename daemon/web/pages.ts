@@ -3,7 +3,8 @@
 // names it. It does not ask whether a tenant is suspended: these pages outlive that (design §7). Anything
 // unknown, forged or foreign is one constant 404; a bug is a 500, logged and counted, never a crash.
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { Listen } from '../settings/index.ts';
+import type { Listen, Settings } from '../settings/index.ts';
+import type { PairFiles } from './certificates.ts';
 import { Hits } from './hits.ts';
 import { listen } from './listen.ts';
 import type { PagesOptions } from './touch.ts';
@@ -34,6 +35,7 @@ export async function openPages(options: PagesOptions): Promise<Pages> {
     name: 'listeners.pages',
     at: listeners.pages,
     tls: listeners.pagesTls ? () => options.settings().server.tls : undefined,
+    hosts: () => pairsOf(options.settings()),
     answer: (request, response) => {
       answer(options, hits, request, response).catch((error: unknown) => {
         options.metrics.bugs.inc({ room: 'web' });
@@ -52,6 +54,18 @@ export async function openPages(options: PagesOptions): Promise<Pages> {
       await hits.settled();
     },
   };
+}
+
+const PAIRS = new WeakMap<Settings, ReadonlyMap<string, PairFiles>>();
+
+/** The certificates of the tenants' own hosts; one table for each snapshot. */
+function pairsOf(settings: Settings): ReadonlyMap<string, PairFiles> {
+  let pairs = PAIRS.get(settings);
+  if (pairs === undefined) {
+    pairs = new Map([...settings.tenants.values()].flatMap(({ domains }) => domains.flatMap(({ pages, pagesTls }) => (pagesTls === undefined ? [] : [[new URL(pages).hostname, pagesTls] as const]))));
+    PAIRS.set(settings, pairs);
+  }
+  return pairs;
 }
 
 async function answer(options: PagesOptions, hits: Hits, request: IncomingMessage, response: ServerResponse): Promise<void> {
