@@ -44,6 +44,32 @@ t.test('anything but a token of ours is nothing', async (t) => {
   fc.assert(fc.property(fc.string(), (text) => openToken(ring, text) === undefined));
 });
 
+t.test('a new key seals, an older one opens until it is retired, and what a retired one sealed is garbage like any other', async (t) => {
+  const folders = t.testdir({ here: {}, there: {} });
+  const dir = `${folders}/here`;
+  const mine = keyring(dir);
+  const old = sealToken(mine.tenant('acme'), click);
+  const oldId = mine.tenant('acme').token.id.toString('hex');
+  t.match(mine.rotateToken('acme'), [/^[0-9a-f]{8}$/, oldId]);
+  const fresh = sealToken(mine.tenant('acme'), click);
+  t.notOk(fresh.startsWith(old.slice(0, 6)), 'another key id');
+  for (const ring of [mine, keyring(dir)]) for (const token of [old, fresh]) t.same(openToken(ring, token), { tenant: 'acme', claim: click }, 'now, and after a restart');
+  // The address keys and all others are what they were.
+  t.ok(mine.tenant('acme').address.equals(keyring(dir).tenant('acme').address));
+  const { olderTokens: _, ...withoutOlder } = mine.reveal('acme');
+  const elsewhere = keyring(`${folders}/there`);
+  elsewhere.destroy('acme');
+  elsewhere.adopt('acme', mine.reveal('acme'));
+  t.same(openToken(elsewhere, old), { tenant: 'acme', claim: click }, 'older keys go along with an export');
+  t.throws(() => elsewhere.adopt('third', { ...withoutOlder, olderTokens: 'xyz' }), { code: 'E_KEY_WRONG' });
+  t.throws(() => mine.retireToken('acme', mine.tenant('acme').token.id.toString('hex')), { code: 'E_CONTROL', message: new RegExp(`there are: ${oldId}`) }, 'the newest stays');
+  t.equal(mine.retireToken('acme', oldId).length, 1);
+  for (const ring of [mine, keyring(dir)]) {
+    t.equal(openToken(ring, old), undefined);
+    t.same(openToken(ring, fresh), { tenant: 'acme', claim: click });
+  }
+});
+
 t.test('a token holds no address, target or name in clear', async (t) => {
   const clear = Buffer.from(sealToken(keys, click), 'base64url').toString('latin1');
   for (const secret of ['shop.example', 'news', 'newsletter', click.hashes.consent.toString('latin1')]) t.notOk(clear.includes(secret));

@@ -204,6 +204,18 @@ t.test('one-click unsubscribing', async (t) => {
   t.match(world.events[0], { event: 'unsubscribed', tenant: 'acme', message_id: message, by: 'recipient' });
 });
 
+t.test('T36: sixty days after its tenant was suspended a link still unsubscribes', async (t) => {
+  const { options, ledger, hashes, token, events } = await open(t);
+  await ledger.suspend('acme', 'test', 'test');
+  const later = await openPages({ ...options, clock: { ...clock, now: () => NOW + 61 * 86_400_000 } });
+  t.teardown(() => later.close());
+  const world = { pages: later } as World;
+  t.match(await ask(world, 'POST', `/u/${token({ kind: 'unsubscribe' })}`, ONE_CLICK, URLENCODED), { status: 200 });
+  t.match(await ledger.facts('acme', 'newsletter', 'news', hashes), { suspension: Object, suppressions: [{ cause: 'unsubscribe', scope: 'purpose:newsletter' }] });
+  t.match(events, [{ event: 'unsubscribed' }]);
+  for (const [kind, path] of [['unsubscribe', 'u'], ['preferences', 'p']] as const) t.match(await ask(world, 'GET', `/${path}/${token({ kind })}`), { status: 200 }, `the page /${path}/`);
+});
+
 t.test('what is not a request to unsubscribe changes nothing', async (t) => {
   const world = await open(t);
   const token = world.token({ kind: 'unsubscribe' });
