@@ -396,6 +396,9 @@ t.test('attempts, stamps and replies', async (t) => {
   t.equal(attempt({}).rule, 'ok-consent');
   t.equal(attempt({ facts: facts({ state: 'withdrawn' }) }).rule, 'consent-withdrawn');
   t.match(attempt({ origin: { ...origin, kind: 'notice' }, facts: undefined, tenant: undefined }), { answer: 'yes', rule: 'notice', tracking: NO_TRACKING, unsubscribable: false });
+  const invitation = { ...origin, kind: 'invitation' } as const;
+  t.match(attempt({ origin: invitation, facts: facts({ state: 'pending' }) }), { answer: 'yes', rule: 'invitation', tracking: NO_TRACKING, unsubscribable: false });
+  t.equal(attempt({ origin: invitation }).rule, 'invitation-not-pending');
   t.match(attempt({ stream: undefined }), { answer: 'cannot-tell', rule: 'stream-unknown' });
   t.same(Object.keys(RULES).filter((rule) => ![...seen].includes(rule as RuleId)), [], 'every rule has decided something above');
 
