@@ -6,12 +6,12 @@
 import { compose, render } from './compose/index.ts';
 import type { Deliverer, RouteResult } from './deliver/index.ts';
 import { composeDsn, maskReply, newEvent, type Event, type EventKind, type Journal } from './events/index.ts';
-import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, profilesNamed, verdictReply, type Verdict, type Yes } from './gate/index.ts';
+import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, judgeText, profilesNamed, verdictReply, type Verdict, type Yes } from './gate/index.ts';
 import type { SentCopies } from './feedback/index.ts';
 import type { Facts, Ledger, Suspension } from './ledger/index.ts';
 import {
   indexHeader, isMailError, messageFacts, parseAddress, reply, replyLine, shownText,
-  type Address, type AddressHashes, type AdmittedRecipient, type Cleared, type Due, type EnvelopeRecipient, type Outcome, type Reply, type Submitted,
+  type Address, type AddressHashes, type AdmittedRecipient, type Cleared, type Composed, type Due, type EnvelopeRecipient, type Outcome, type Reply, type Submitted,
 } from './mail/index.ts';
 import { newId, type Clock, type Keyring, type Log, type Metrics } from './runtime/index.ts';
 import { backoffMs, type LaneName } from './schedule/index.ts';
@@ -70,9 +70,11 @@ export function openPipeline(house: House): Pipeline {
 interface Admission {
   readonly recipients: AdmittedRecipient[];
   readonly profiles: Set<string>;
+  /** Every one of them allows individual opens. */
+  individual: boolean;
 }
 
-const noAdmission = (): Admission => ({ recipients: [], profiles: new Set() });
+const noAdmission = (): Admission => ({ recipients: [], profiles: new Set(), individual: true });
 
 // ---- in ----------------------------------------------------------------------------------------
 
@@ -105,12 +107,13 @@ async function judgeAtRcpt(house: House, admitted: Map<string, Admission>, conte
     admission.recipients.push({ ...recipient, domain: address.domain, hashes, evidence: verdict.evidence });
   }
   admission.profiles.add(verdict.profile);
+  admission.individual &&= verdict.tracking.opens === 'individual';
   admitted.set(context.id, admission);
   return undefined;
 }
 
 /** End of DATA: judge, compose, store, and only then the 250. */
-async function accept(house: House, submitted: Submitted, { recipients, profiles }: Admission): Promise<Reply> {
+async function accept(house: House, submitted: Submitted, { recipients, profiles, individual }: Admission): Promise<Reply> {
   const started = performance.now();
   const { origin } = submitted;
   const place = placeOf(house.settings(), origin.tenant, origin.stream);
@@ -125,15 +128,24 @@ async function accept(house: House, submitted: Submitted, { recipients, profiles
   noteShadowed(house, place, submitted.id, verdict);
   const domain = sendingDomain(place.tenant, header.from[0] ?? '');
   if (domain === undefined) return reply(550, '7.1', 'the From domain is not one of your sending domains');
-  const id = await store(house, place, domain, submitted, recipients);
-  if (typeof id !== 'string') return id;
+  const composed = composeFor(house, place, domain, submitted, recipients);
+  const said = judgeText({ ...place, plan: composed.plan, individual });
+  if (said.answer !== 'yes') return refuse(house, place, submitted.id, said);
+  noteShadowed(house, place, submitted.id, said);
+  const refused = await store(house, place, composed);
+  if (refused !== undefined) return refused;
   house.metrics.acceptSeconds.observe((performance.now() - started) / 1000);
   return reply(250, '0.0', `queued as ${submitted.id}`);
 }
 
-async function store(house: House, { stream, tenant }: Place, domain: SendingDomain, submitted: Submitted, recipients: readonly AdmittedRecipient[]): Promise<string | Reply> {
+function composeFor(house: House, { stream, tenant }: Place, domain: SendingDomain, submitted: Submitted, recipients: readonly AdmittedRecipient[]): Composed {
   const { hostname } = house.settings().server;
-  const composed = compose(admit(submitted, recipients), { hostname, stream, domain, receivedFields: receivedField(submitted, hostname) });
+  const { untrackedDomains: untracked = [] } = tenant;
+  return compose(admit(submitted, recipients), { hostname, stream, domain, untracked, receivedFields: receivedField(submitted, hostname) });
+}
+
+/** Undefined once it is durable, else the reply. */
+async function store(house: House, { stream, tenant }: Place, composed: Composed): Promise<Reply | undefined> {
   try {
     await house.spool.store(composed, { expiresAt: house.clock.now() + stream.retryForMs });
   } catch (error) {
@@ -144,10 +156,10 @@ async function store(house: House, { stream, tenant }: Place, domain: SendingDom
   for (const { why } of composed.plan.untouched) house.metrics.untouched.inc({ why });
   house.metrics.accepted.inc({ tenant: tenant.id, stream: stream.id });
   record(house, 'accepted', {
-    tenant: tenant.id, stream: stream.id, message_id: submitted.id, size_bytes: submitted.raw.length,
-    recipients: recipients.length, policy: currentPolicy(tenant, house.clock.now()),
+    tenant: tenant.id, stream: stream.id, message_id: composed.id, size_bytes: composed.raw.length,
+    recipients: composed.recipients.length, policy: currentPolicy(tenant, house.clock.now()),
   });
-  return submitted.id;
+  return undefined;
 }
 
 function refuse(house: House, { tenant, stream }: Place, messageId: string, verdict: Exclude<Verdict, { answer: 'yes' }>, hashes?: AddressHashes): Reply {
@@ -186,7 +198,7 @@ interface Tried {
   readonly outcome: Outcome;
   readonly hold?: boolean;
   /** What the event tells of the copy that was sent. */
-  readonly copy?: Pick<Event, 'rule' | 'policy' | 'evidence' | 'links' | 'pixel' | 'signatures'>;
+  readonly copy?: Pick<Event, 'rule' | 'policy' | 'evidence' | 'links' | 'pixel' | 'trackers' | 'signatures'>;
 }
 
 async function tryOnce(house: House, due: Due, lane: LaneName, route: RouteResult): Promise<Tried> {
@@ -206,8 +218,8 @@ async function tryOnce(house: House, due: Due, lane: LaneName, route: RouteResul
     const cleared = clear(due, verdict);
     const signed = await house.signer.sign(await renderCopy(house, cleared, place.stream, domain), domain);
     const outcome = await house.deliverer.attempt(signed, route, lane);
-    const { links, pixel, signatures } = signed;
-    return { outcome, copy: { rule: verdict.rule, policy: cleared.policy, evidence: cleared.evidence, links, pixel, signatures } };
+    const { links, pixel, trackers, signatures } = signed;
+    return { outcome, copy: { rule: verdict.rule, policy: cleared.policy, evidence: cleared.evidence, links, pixel, signatures, ...(trackers > 0 && { trackers }) } };
   } catch (error) {
     if (!isMailError(error)) throw error;
     house.log.error({ code: error.code, message_id: due.id, err: error.message }, 'attempt not made');
@@ -253,6 +265,7 @@ async function settle(house: House, due: Due, lane: LaneName, tried: Tried): Pro
   if (kind === 'delivered') {
     remember(house, due);
     if (tried.copy?.links !== undefined) house.metrics.links.inc(tried.copy.links);
+    if (tried.copy?.trackers !== undefined) house.metrics.trackers.inc(tried.copy.trackers);
   } else {
     await tellTenant(house, due, outcome);
   }
@@ -291,8 +304,8 @@ async function tellTenant(house: House, due: Due, outcome: Outcome): Promise<voi
   const address = parseAddress(to);
   const hashes = house.ledger.hashes(origin.tenant, address);
   const submitted = makeNotice({ id, tenant: origin.tenant, stream: origin.stream, to, raw, at: now });
-  const stored = await store(house, place, domain, submitted, [{ wire: to, domain: address.domain, hashes, evidence: '' }]);
-  if (typeof stored !== 'string') throw new Error(`the notice could not be stored: ${replyLine(stored)}`);
+  const refused = await store(house, place, composeFor(house, place, domain, submitted, [{ wire: to, domain: address.domain, hashes, evidence: '' }]));
+  if (refused !== undefined) throw new Error(`the notice could not be stored: ${replyLine(refused)}`);
 }
 
 function statusOf(outcome: Outcome): string {

@@ -2,7 +2,7 @@
 // letter with the profiles of all of them. Callers may rely on: all portions were judged under one and the
 // same proposed tree.
 import { MailError } from '../mail/index.ts';
-import type { PersonJudged } from './explain.ts';
+import type { Judged, PersonJudged } from './explain.ts';
 
 /** Carries out an operation, in the daemon or on opened stores. */
 export type Ask = (op: string, params: Record<string, unknown>, onProgress?: (p: Record<string, unknown>) => void) => Promise<unknown>;
@@ -49,8 +49,12 @@ export async function askPeople(ask: Ask, { rcpts, at, message, ...place }: Peop
   if (message === undefined) return { people, coming };
   const letter = await ask('explain.letter', {
     ...place, message, profiles: known(people.map(({ profile }) => profile)), proposedProfiles: known(people.map(({ proposed }) => proposed?.profile)),
+    individual: people.every(allowsIndividual), proposedIndividual: people.every(({ proposed }) => proposed === undefined || allowsIndividual(proposed)),
   }) as PeopleAnswer['letter'];
   return { people, coming, ...(letter !== undefined && { letter }) };
 }
+
+/** Who is not mailed has no say in how the letter looks. */
+const allowsIndividual = ({ answer, tracking }: Partial<Judged>): boolean => answer !== 'yes' || tracking?.opens === 'individual';
 
 const known = (ids: readonly (string | undefined)[]): string[] => [...new Set(ids)].filter((id) => id !== undefined);

@@ -4,8 +4,9 @@
 // proposed tree is read, judged with and forgotten. A tree that a reload would refuse is refused here, with
 // the same file, line and column.
 import { isAbsolute } from 'node:path';
+import { planText } from '../compose/index.ts';
 import type { Event } from '../events/index.ts';
-import { judgeMessage, judgeRecipient, profileOf, profilesNamed, type RuleId, type Verdict } from '../gate/index.ts';
+import { judgeMessage, judgeRecipient, judgeText, profileOf, profilesNamed, type RuleId, type Verdict } from '../gate/index.ts';
 import type { Facts } from '../ledger/index.ts';
 import { indexHeader, isMailError, MailError, messageFacts, NO_TRACKING, parseAddress, shownText, type Address, type Tracking } from '../mail/index.ts';
 import { formatProblem, loadSettings, policyProblem, type Profile, type Settings, type Stream, type Tenant } from '../settings/index.ts';
@@ -36,7 +37,7 @@ async function explain(desk: Desk, params: Params): Promise<unknown> {
   const facts = await desk.ledger.facts(tenant.id, stream.purpose, stream.id, hashes);
   const recipient = judgeRecipient({ tenant, stream, now: desk.clock.now(), facts, profiles: settings, domain, explain: true });
   const raw = text(params, 'message');
-  const message = raw === '' ? undefined : judgeLetter(place, Buffer.from(raw, 'base64'), [profileOf(settings, tenant, domain, facts.consent)]);
+  const message = raw === '' ? undefined : judgeLetter(place, Buffer.from(raw, 'base64'), [profileOf(settings, tenant, domain, facts.consent)], recipient.answer !== 'yes' || recipient.tracking.opens === 'individual');
   return { tenant: tenant.id, stream: stream.id, purpose: stream.purpose, recipient, facts: shownFacts(facts), ...(message !== undefined && { message }) };
 }
 
@@ -126,27 +127,31 @@ function coming(current: Tenant, proposed: Tenant, now: number): readonly { read
     .map(({ version, effectiveAt }) => ({ version, effectiveAt }));
 }
 
-/** `profiles`: those of the people it is for, as explain.people told them; `proposedProfiles` those under the proposed tree. */
+/** `profiles`: those of the people it is for, as explain.people told them, and whether all allow individual opens; `proposed...` under the proposed tree. */
 async function explainLetter(desk: Desk, params: Params): Promise<unknown> {
   const raw = Buffer.from(required(params, 'message'), 'base64');
-  const judge = (place: Place, name: string): Verdict => {
+  const judge = (place: Place, name: string, individual: unknown): Verdict => {
     const ids: unknown = params[name];
-    return judgeLetter(place, raw, profilesNamed(place.settings, Array.isArray(ids) ? ids.filter((id) => typeof id === 'string') : []));
+    return judgeLetter(place, raw, profilesNamed(place.settings, Array.isArray(ids) ? ids.filter((id) => typeof id === 'string') : []), individual !== false);
   };
   const proposed = proposedPlace(desk, params);
-  return { message: judge(placeIn(desk.settings(), params), 'profiles'), ...(proposed !== undefined && { proposed: judge(proposed, 'proposedProfiles') }) };
+  return { message: judge(placeIn(desk.settings(), params), 'profiles', params['individual']), ...(proposed !== undefined && { proposed: judge(proposed, 'proposedProfiles', params['proposedIndividual']) }) };
 }
 
 /** Judges a letter as at the end of DATA, were these the profiles of the people it is for. */
-function judgeLetter({ tenant, stream }: Omit<Place, 'settings'>, raw: Buffer, profiles: readonly Profile[]): Verdict {
+function judgeLetter({ tenant, stream }: Omit<Place, 'settings'>, raw: Buffer, profiles: readonly Profile[], individual: boolean): Verdict {
   const credential = tenant.credentials.find((known) => known.stream === stream.id);
   if (credential === undefined) throw wrong(`stream ${stream.id} has no credential, so nobody can submit to it`);
   const crlf = Buffer.from(raw.toString('latin1').replaceAll(/\r\n|\r|\n/g, '\r\n'), 'latin1');
   const index = indexHeader(crlf);
-  return judgeMessage({
+  const verdict = judgeMessage({
     tenant, stream, credential, envelope: { mailFrom: '', recipients: [], smtpUtf8: false, body: '7BIT' }, header: messageFacts(crlf, index),
     profiles, text: () => shownText(crlf, index), explain: true,
   });
+  const [domain] = tenant.domains;
+  if (verdict.answer !== 'yes' || domain === undefined) return verdict;
+  const said = judgeText({ tenant, stream, plan: planText(crlf, index, { stream, domain, untracked: tenant.untrackedDomains ?? [] }), individual, explain: true });
+  return { ...said, steps: [...(verdict.steps ?? []).filter(({ result }) => result !== 'decided'), ...(said.steps ?? [])] };
 }
 
 // ---- a message that was sent -------------------------------------------------------------------

@@ -8,6 +8,7 @@ import {
   type Admitted, type Composed, type HeaderField, type HeaderIndex, type Plan, type PlannedPart, type Range,
 } from '../mail/index.ts';
 import type { SendingDomain, Stream } from '../settings/index.ts';
+import { PLACEHOLDERS } from './links.ts';
 import { MAX_LINKS, planPart } from './part.ts';
 
 export interface ComposeContext {
@@ -15,6 +16,8 @@ export interface ComposeContext {
   readonly hostname: string;
   readonly stream: Stream;
   readonly domain: SendingDomain;
+  /** Domains the tenant excludes from rewriting. */
+  readonly untracked?: readonly string[];
   /** Complete Received lines, each with its CRLF. */
   readonly receivedFields: string;
 }
@@ -32,7 +35,7 @@ function planOf({ raw, id, receivedAt, origin, recipients }: Admitted, context: 
   const removed = header.fields.filter((field) => mustGo(raw, field, context, marketing));
   const subscribed = header.fields.some((field) => field.name === 'list-unsubscribe');
   // A notice is Postern's own letter to a tenant: nobody's reading of it is counted.
-  const text = origin.kind === 'relay' ? planText(raw, header, context) : { parts: [], untouched: [] };
+  const text = origin.kind === 'relay' ? planText(raw, header, context) : NOTHING;
   return {
     version: 1,
     domain: context.domain.name,
@@ -43,9 +46,12 @@ function planOf({ raw, id, receivedAt, origin, recipients }: Admitted, context: 
     subscribed: subscribed && marketing,
     ...(subscribed && !marketing ? { keepsUnsubscribe: true } : {}),
     ...(recipients.length > 1 ? { shared: true } : {}),
+    ...(text.unknown === undefined ? {} : { unknown: text.unknown }),
     untouched: text.untouched,
   };
 }
+
+const NOTHING: TextPlan = { parts: [], untouched: [] };
 
 /** Fields that do not leave the house. */
 function mustGo(raw: Buffer, field: HeaderField, { hostname, domain }: ComposeContext, marketing: boolean): boolean {
@@ -100,31 +106,45 @@ function formatDate(at: number): string {
   return new Date(at).toUTCString().replace('GMT', '+0000');
 }
 
-function planText(raw: Buffer, header: HeaderIndex, { stream, domain }: ComposeContext): Pick<Plan, 'parts' | 'untouched'> {
+type TextPlan = Pick<Plan, 'parts' | 'untouched' | 'unknown'>;
+
+/** Where the text of a message can be edited, and what in it cannot; for who wants to know it before it is sent, too. */
+export function planText(raw: Buffer, header: HeaderIndex, context: Pick<ComposeContext, 'stream' | 'domain' | 'untracked'>): TextPlan {
   const { leaves, verdict } = indexMime(raw, header);
   if (verdict !== 'ok') return { parts: [], untouched: [{ part: 0, why: verdict }] };
+  const { stream, domain, untracked = [] } = context;
   const parts: PlannedPart[] = [];
   const untouched: { part: number; why: string }[] = [];
-  const ownHost = new URL(domain.pages).host;
+  const left = { ownHost: new URL(domain.pages).host, domains: untracked, objections: objectionsIn(raw, header) };
   let pixel = true;
   let linksLeft = MAX_LINKS;
   for (const [part, leaf] of leaves.entries()) {
     // An attachment or a picture was never meant to be edited; what was meant to be, and is not, is counted.
-    if (leaf.closed === 'attachment' || leaf.closed === 'not-text') continue;
-    if (leaf.closed !== '') {
-      untouched.push({ part, why: leaf.closed });
-    } else if (leaf.type === 'text/html' || (leaf.type === 'text/plain' && stream.textLinks && leaf.params.get('delsp')?.toLowerCase() !== 'yes')) {
-      // RFC 3676 §4.4: with DelSp a link may go on over the line's end, so such text is left alone.
-      const planned = planPart(raw, leaf, { pixel, linksLeft, ownHost });
-      if (typeof planned === 'string') {
-        untouched.push({ part, why: planned });
-      } else {
-        // One pixel a message: the first HTML text is the one that is shown.
-        if (leaf.type === 'text/html') pixel = false;
-        linksLeft -= planned.edits.length;
-        if (planned.edits.length > 0) parts.push(planned);
-      }
+    if (leaf.closed === 'attachment' || leaf.closed === 'not-text' || (leaf.closed === '' && !READ.has(leaf.type))) continue;
+    const html = leaf.type === 'text/html';
+    const linked = html || (leaf.type === 'text/plain' && stream.textLinks);
+    // RFC 3676 §4.4: with DelSp a link may go on over the line's end, so the links of such text are left alone.
+    const flows = leaf.type === 'text/plain' && leaf.params.get('delsp')?.toLowerCase() === 'yes';
+    const planned = leaf.closed !== '' ? leaf.closed : planPart(raw, leaf, { pixel: pixel && html, links: linked && !flows, linksLeft, left });
+    if (linked && flows) untouched.push({ part, why: 'delsp' });
+    if (typeof planned === 'string') {
+      if (linked || leaf.closed !== '') untouched.push({ part, why: planned });
+    } else {
+      // One pixel a message: the first HTML text is the one that is shown.
+      if (html) pixel = false;
+      linksLeft -= planned.edits.length;
+      if (planned.edits.length > 0) parts.push(planned);
     }
   }
-  return { parts, untouched };
+  const unknown = parts.flatMap(({ edits }) => edits).find(({ kind, target }) => kind === 'placeholder' && !PLACEHOLDERS.some((name) => name === target));
+  return { parts, untouched, ...(unknown !== undefined && { unknown: unknown.target }) };
+}
+
+/** Texts that are read; of AMP only what others would count. */
+const READ: ReadonlySet<string> = new Set(['text/html', 'text/plain', 'text/x-amp-html']);
+
+/** The URLs by which the application itself lets people unsubscribe (RFC 2369 §3.2): these links never lead through us. */
+function objectionsIn(raw: Buffer, header: HeaderIndex): ReadonlySet<string> {
+  const fields = header.fields.filter(({ name }) => name === 'list-unsubscribe').map((field) => fieldValue(raw, field));
+  return new Set(fields.flatMap((value) => [...value.matchAll(/<\s*(https?:[^<>]{1,2000}?)\s*>/gi)].map((found) => (found[1] ?? '').replaceAll(/\s+/g, ''))));
 }

@@ -4,7 +4,7 @@
 // as it is and says why. Decoding is RFC 2045 §6.7 (quoted-printable) and §6.8 (base64).
 import { decodeQp, type ContentEncoding, type MimeLeaf, type PlannedEdit, type PlannedPart } from '../mail/index.ts';
 import { clearText, decodeBase64 } from './base64.ts';
-import { findInHtml, findInText, targetOf, type FoundLink } from './links.ts';
+import { findInHtml, findInText, findPlaceholders, targetOf, type LeftAlone } from './links.ts';
 
 /** Why a part was left as it is; a closed list, for it is a metric's label. */
 export type Untouched = 'charset' | 'quoted-printable' | 'base64' | 'nul' | 'pgp' | 'too-large' | 'too-many-links';
@@ -12,10 +12,11 @@ export type Untouched = 'charset' | 'quoted-printable' | 'base64' | 'nul' | 'pgp
 export interface PartWishes {
   /** Put the pixel's place into the plan. */
   readonly pixel: boolean;
+  /** Rewrite its links. */
+  readonly links: boolean;
   /** How many links the message may still have. */
   readonly linksLeft: number;
-  /** Host (and port) of our own pages: links there are ours already. */
-  readonly ownHost: string;
+  readonly left: LeftAlone;
 }
 
 /** A newsletter has fifty links; a message with thousands is no letter, and each costs a seal per copy. */
@@ -40,29 +41,28 @@ export function planPart(raw: Buffer, leaf: MimeLeaf, wishes: PartWishes): Plann
   // UTF-16 under another label, or no text at all
   if (text.includes('\0')) return 'nul';
   if (/^-----BEGIN PGP /m.test(text)) return 'pgp';
-  const html = leaf.type === 'text/html';
-  const found = html ? findInHtml(text) : { links: findInText(text), pixelAt: -1 };
+  const html = leaf.type !== 'text/plain';
+  const found = html ? findInHtml(text) : { links: wishes.links ? findInText(text) : [], pixelAt: -1 };
   if (found.links.length > wishes.linksLeft) return 'too-many-links';
   const edits: PlannedEdit[] = [];
   for (const link of found.links) {
-    const edit = linkEdit(raw, leaf, decoded, link, html, wishes.ownHost);
+    const target = link.kind === 'tracker' ? '' : wishes.links ? targetOf(link.value, html, isUtf8(leaf.charset), wishes.left) : undefined;
+    const edit = target === undefined ? undefined : proven(raw, leaf, link.value, { kind: link.kind, ...decoded.place(link.start, link.end), target });
     if (edit !== undefined) edits.push(edit);
   }
-  if (html && wishes.pixel) {
-    edits.push({ kind: 'pixel', ...decoded.place(found.pixelAt, found.pixelAt), target: '', quote: '' });
+  for (const { name, start, end } of findPlaceholders(text)) {
+    const edit = proven(raw, leaf, text.slice(start, end), { kind: 'placeholder', ...decoded.place(start, end), target: name });
+    if (edit !== undefined) edits.push(edit);
   }
+  if (html && wishes.pixel) edits.push({ kind: 'pixel', ...decoded.place(found.pixelAt, found.pixelAt), target: '' });
   // Links of a conditional comment come after those around it where comments are read late.
   edits.sort((a, b) => a.start - b.start || (a.keep?.[0] ?? 0) - (b.keep?.[0] ?? 0) || a.end - b.end);
   return { range: leaf.range, encoding: leaf.encoding, charset: leaf.charset, edits };
 }
 
-function linkEdit(raw: Buffer, leaf: MimeLeaf, decoded: Decoded, link: FoundLink, html: boolean, ownHost: string): PlannedEdit | undefined {
-  const target = targetOf(link.value, html, isUtf8(leaf.charset), ownHost);
-  if (target === undefined) return undefined;
-  const edit: PlannedEdit = { kind: 'link', ...decoded.place(link.start, link.end), target, quote: link.quote };
-  // The proof: what will be taken out is what was found, read from the message anew.
-  const taken = takenOut(raw, leaf.encoding, edit);
-  return taken === link.value && edit.start >= leaf.range.start && edit.end <= leaf.range.end ? edit : undefined;
+/** The edit, if what it will take out is what was found, read from the message anew. */
+function proven(raw: Buffer, leaf: MimeLeaf, value: string, edit: PlannedEdit): PlannedEdit | undefined {
+  return edit.start >= leaf.range.start && edit.end <= leaf.range.end && takenOut(raw, leaf.encoding, edit) === value ? edit : undefined;
 }
 
 function takenOut(raw: Buffer, encoding: ContentEncoding, edit: PlannedEdit): string | undefined {

@@ -30,6 +30,11 @@ const MAX_URL_CHARS = 2_000;
 // Out of the flow and without height: neither loaded nor missing does it move a line or make the letter longer.
 const PIXEL_LOOK = 'width="1" height="1" alt="" border="0" align="left" style="margin-top:-1px"';
 
+// In place of somebody else's: one transparent pixel, asked of nobody (RFC 2397).
+const EMPTY_PICTURE = 'data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7';
+// The preference page with this one question first.
+const STOP_TRACKING_STEP = '?step=tracking';
+
 const ZERO_HASH = Buffer.alloc(16);
 const CRLF = Buffer.from('\r\n');
 const EQUALS = 61;
@@ -57,6 +62,7 @@ export function render(cleared: Cleared, raw: Buffer, context: RenderContext): R
     returnPath,
     links: ink?.links ?? 0,
     pixel: ink?.pixel ?? false,
+    trackers: ink === undefined || cleared.tracking.opens === 'individual' ? 0 : plan.parts.reduce((sum, { edits }) => sum + edits.filter(({ kind }) => kind === 'tracker').length, 0),
   }) as unknown as Rendered;
 }
 
@@ -105,24 +111,58 @@ class Ink {
   /** May this edit be made for this recipient? */
   wants(edit: PlannedEdit): boolean {
     const { opens, clicks } = this.#cleared.tracking;
-    return edit.kind === 'pixel' ? opens !== 'none' : clicks === 'individual';
+    switch (edit.kind) {
+      case 'placeholder':
+        return true;
+      case 'pixel':
+        return opens !== 'none';
+      case 'tracker':
+        // What others count is never less than that.
+        return opens !== 'individual' && this.#context.stream.thirdPartyTrackers !== 'report';
+      default:
+        return clicks === 'individual';
+    }
+  }
+
+  /** Is the URL short enough to arrive whole? */
+  fits(edit: PlannedEdit): boolean {
+    return (edit.kind !== 'link' && edit.kind !== 'form') || this.chars(edit, MOST_FILL) < MAX_URL_CHARS;
   }
 
   /** Characters a link will have; known before a token is sealed. */
   chars(edit: PlannedEdit, fill = 0): number {
-    return this.#context.domain.pages.length + '/c/'.length + tokenChars(this.#who, Buffer.byteLength(edit.target) + fill);
+    return this.#context.domain.pages.length + '/c/'.length + tokenChars(this.#who, (edit.kind === 'placeholder' ? 0 : Buffer.byteLength(edit.target)) + fill) + this.#step(edit).length;
   }
 
   /** The text to put in place of the edit's range; given `beside`, its length and that make a multiple of three. */
   text(edit: PlannedEdit, beside?: number): string {
-    if (edit.kind === 'link') {
-      this.links++;
+    if (edit.kind === 'tracker') return `${EMPTY_PICTURE}${beside === undefined ? '' : ' '.repeat((3 - (beside + EMPTY_PICTURE.length) % 3) % 3)}`;
+    if (edit.kind !== 'pixel') {
       const fill = beside === undefined ? 0 : FILLS.find((octets) => (beside + this.chars(edit, octets)) % 3 === 0) ?? 0;
-      return `${this.#context.domain.pages}/c/${this.#sealer.click(edit.target, fill)}`;
+      return this.#link(edit, fill);
     }
     this.pixel = true;
     const text = `<img src="${this.#context.domain.pages}/o/${this.#openToken(this.#cleared.tracking.opens)}" ${PIXEL_LOOK}`;
     return `${text}${beside === undefined ? '' : ' '.repeat(2 - (beside + text.length) % 3)}>`;
+  }
+
+  #link(edit: PlannedEdit, fill: number): string {
+    const { pages } = this.#context.domain;
+    if (edit.kind === 'placeholder') {
+      const token = this.#leaves(edit) ? `u/${this.#sealer.unsubscribe(fill)}` : `p/${this.#sealer.preferences(fill)}`;
+      return `${pages}/${token}${this.#step(edit)}`;
+    }
+    this.links++;
+    return edit.kind === 'form' ? `${pages}/f/${this.#sealer.form(edit.target, fill)}` : `${pages}/c/${this.#sealer.click(edit.target, fill)}`;
+  }
+
+  /** To unsubscribe from what cannot be is to choose among what can. */
+  #leaves(edit: PlannedEdit): boolean {
+    return edit.target === 'unsubscribe' && this.#cleared.unsubscribable;
+  }
+
+  #step(edit: PlannedEdit): string {
+    return edit.kind === 'placeholder' && edit.target === 'stop_tracking' ? STOP_TRACKING_STEP : '';
   }
 
   #openToken(mode: OpenMode): string {
@@ -143,7 +183,7 @@ class Ink {
 }
 
 function spliced(body: Buffer[], raw: Buffer, part: PlannedPart, ink: Ink): void {
-  const edits = part.edits.filter((edit) => ink.wants(edit) && (edit.kind === 'pixel' || ink.chars(edit, MOST_FILL) < MAX_URL_CHARS));
+  const edits = part.edits.filter((edit) => ink.wants(edit) && ink.fits(edit));
   if (part.encoding === 'base64') return base64Spliced(body, raw, part, edits.filter((edit) => edit.keep !== undefined), ink);
   const lines = new Lines(raw, part);
   let at = part.range.start;
@@ -157,11 +197,12 @@ function spliced(body: Buffer[], raw: Buffer, part: PlannedPart, ink: Ink): void
   push(body, raw, at, part.range.end);
 }
 
-/** The edit's text if its line stays legal; a pixel gets lines of its own where it would not fit. */
+/** The edit's text if its line stays legal; what must not be left out gets lines of its own where it would not fit, which is white space around a URL. */
 function identityText(edit: PlannedEdit, lines: Lines, ink: Ink): string | undefined {
-  if (edit.kind === 'link') return lines.mayGrow(edit, ink.chars(edit) - (edit.end - edit.start)) ? ink.text(edit) : undefined;
+  const length = edit.end - edit.start;
+  if (edit.kind === 'link' || edit.kind === 'form') return lines.mayGrow(edit, ink.chars(edit) - length) ? ink.text(edit) : undefined;
   const text = ink.text(edit);
-  return lines.mayGrow(edit, text.length) ? text : `\r\n${text}\r\n`;
+  return lines.mayGrow(edit, text.length - length) ? text : `\r\n${text}\r\n`;
 }
 
 /** Keeps count of how long the line of an identity-encoded part has become. */

@@ -19,7 +19,7 @@ export interface Claim {
   readonly purpose: string;
   /** All zero in a token for aggregate opens. */
   readonly hashes: AddressHashes;
-  /** Where a click leads; only in a click. */
+  /** Where a click leads, or a form's fields go; only in these two. */
   readonly target?: string;
   /** What was allowed for opens when the message was rendered; only in an open. */
   readonly mode?: OpenMode;
@@ -41,7 +41,7 @@ const NOBODY_INDEX = 0xffffffff;
 // No target ends in white space: what stands there is nobody's.
 const FILL = ' ';
 // Its place is how a kind is written: new ones go last.
-const KINDS = ['click', 'open', 'unsubscribe', 'preferences', 'confirm'] as const;
+const KINDS = ['click', 'open', 'unsubscribe', 'preferences', 'confirm', 'form'] as const;
 const MODES: readonly OpenMode[] = ['none', 'aggregate', 'lastOpenDate', 'individual'];
 // Longer than any token that fits a link of 2,000 characters.
 const MAX_TOKEN_CHARS = 4_096;
@@ -50,9 +50,11 @@ const MAX_TOKEN_CHARS = 4_096;
 export interface Sealer {
   /** `fill`: so many octets more, for a token of a certain length; they are not part of the target. */
   click(target: string, fill?: number): string;
+  /** Where a form's fields go. */
+  form(target: string, fill?: number): string;
   open(mode: OpenMode): string;
-  unsubscribe(): string;
-  preferences(): string;
+  unsubscribe(fill?: number): string;
+  preferences(fill?: number): string;
   confirm(): string;
 }
 
@@ -62,20 +64,21 @@ export function openSealer(keys: TenantKeys, who: Pick<Claim, 'message' | 'recip
   return {
     click: (target, fill = 0) => sealParts(keys, shared, 0, target + FILL.repeat(fill), false),
     open: (mode) => sealParts(keys, shared, 1, String.fromCharCode(MODES.indexOf(mode)), mode === 'aggregate'),
-    unsubscribe: () => sealParts(keys, shared, 2, '', false),
-    preferences: () => sealParts(keys, shared, 3, '', false),
+    unsubscribe: (fill = 0) => sealParts(keys, shared, 2, FILL.repeat(fill), false),
+    preferences: (fill = 0) => sealParts(keys, shared, 3, FILL.repeat(fill), false),
     confirm: () => sealParts(keys, shared, 4, '', false),
+    form: (target, fill = 0) => sealParts(keys, shared, 5, target + FILL.repeat(fill), false),
   };
 }
 
 /** One token. @throws RangeError for an id or a name that cannot stand in a token */
 export function sealToken(keys: TenantKeys, claim: Claim): string {
   const sealer = openSealer(keys, claim);
-  if (claim.kind === 'click') return sealer.click(claim.target ?? '');
+  if (claim.kind === 'click' || claim.kind === 'form') return sealer[claim.kind](claim.target ?? '');
   return claim.kind === 'open' ? sealer.open(claim.mode ?? 'none') : sealer[claim.kind]();
 }
 
-/** Characters of the click token for a target of this many octets, so that a link's length is known beforehand. */
+/** Characters of a token with a target of this many octets, so that a link's length is known beforehand. */
 export function tokenChars(who: Pick<Claim, 'stream' | 'purpose'>, targetOctets: number): number {
   const names = Buffer.byteLength(who.stream) + Buffer.byteLength(who.purpose) + 2;
   const octets = HEAD_OCTETS + IV_OCTETS + 1 + ID_OCTETS + 4 + 3 * HASH_OCTETS + names + targetOctets + TAG_OCTETS;
@@ -167,7 +170,7 @@ function readClaim(clear: Buffer): Claim | undefined {
     stream: clear.toString('utf8', streamAt + 1, purposeAt),
     purpose: clear.toString('utf8', purposeAt + 1, restAt),
     hashes: { consent: hash(0), suppression: hash(1), family: hash(2) },
-    ...(kind === 'click' ? { target: clear.toString('utf8', restAt).trimEnd() } : {}),
+    ...(kind === 'click' || kind === 'form' ? { target: clear.toString('utf8', restAt).trimEnd() } : {}),
     ...(kind === 'open' && mode !== undefined ? { mode } : {}),
   };
 }

@@ -41,6 +41,8 @@ export interface Event {
   readonly evidence?: string;
   readonly links?: number;
   readonly pixel?: boolean;
+  /** Trackers of others in a copy of who does not allow them. */
+  readonly trackers?: number;
   readonly signatures?: readonly string[];
   readonly size_bytes?: number;
   readonly recipients?: number;

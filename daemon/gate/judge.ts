@@ -7,7 +7,7 @@
 // complaints, erasures and manual ones are recorded with scope all and so stop everything; unsubscribes
 // and objections are against a purpose, so a person who left the newsletter still gets the receipt.
 // What counts is the scope on record, not the cause: an objection with scope all stops everything too.
-import { CLICK_MODES, NO_TRACKING, OPEN_MODES, addressKeys, isMailError, parseAddress, type Address, type Envelope, type Instant, type MessageFacts, type Origin, type Tracking } from '../mail/index.ts';
+import { CLICK_MODES, NO_TRACKING, OPEN_MODES, addressKeys, isMailError, parseAddress, type Address, type Envelope, type Instant, type MessageFacts, type Origin, type Plan, type Tracking } from '../mail/index.ts';
 import type { Credential, Policy, Profile, Stream, Tenant } from '../settings/index.ts';
 import type { ConsentRecord, ConsentState, Facts, Suppression, Suspension } from '../ledger/index.ts';
 import { judgeContent, judgePermission, profileOf, trackingCap, type Profiles } from './profile.ts';
@@ -46,6 +46,15 @@ export interface MessageQuestion {
   readonly profiles?: readonly Profile[];
   /** What a reader is shown; only called when a profile asks for it. */
   readonly text?: () => string;
+  readonly explain?: boolean;
+}
+
+export interface TextQuestion {
+  readonly tenant: Tenant;
+  readonly stream: Stream;
+  readonly plan: Pick<Plan, 'parts' | 'unknown'>;
+  /** Every recipient allows individual opens. */
+  readonly individual: boolean;
   readonly explain?: boolean;
 }
 
@@ -138,6 +147,14 @@ export function judgeMessage({ tenant, stream, credential, envelope, header, pro
     ?? notes.ask(stream.class === 'marketing' || !header.oneClickBroken, 'message-unsubscribe')
     ?? (stream.class === 'marketing' ? judgeShown(notes, tenant, envelope, header) : undefined)
     ?? (stream.class === 'marketing' && profiles !== undefined ? judgeContent(notes, profiles, tenant.contact, header, text ?? nothingShown) : undefined);
+  return refused ?? notes.yes('ok-message', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
+}
+
+/** May a message with this in its text be sent on this stream to these people? Asked once it has been read. */
+export function judgeText({ tenant, stream, plan, individual, explain }: TextQuestion): Verdict {
+  const notes = new Notes(explain, tenant.shadow);
+  const refused = notes.ask(plan.unknown === undefined, 'message-placeholder', plan.unknown)
+    ?? notes.ask(stream.thirdPartyTrackers !== 'refuse' || individual || !plan.parts.some(({ edits }) => edits.some(({ kind }) => kind === 'tracker')), 'message-third-party-tracker');
   return refused ?? notes.yes('ok-message', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
 }
 

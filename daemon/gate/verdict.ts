@@ -58,7 +58,7 @@ const NONE: readonly RuleId[] = Object.freeze([]);
 
 // The same rules as SHADOWABLE in the settings (a test compares): whoever writes the settings, nothing
 // else is taken out of force here.
-const MAY_SHADOW = /^(?:profile-|message-(?!from-|sender-))/;
+const MAY_SHADOW = /^(?:profile-|message-(?!from-|sender-|placeholder))/;
 
 /** Makes verdicts, and keeps the steps when they are wanted. */
 export class Notes {

@@ -124,6 +124,8 @@ export interface Plan {
   readonly keepsUnsubscribe?: boolean;
   /** Several people get this very message: what they share in it names none of them. */
   readonly shared?: boolean;
+  /** A placeholder of ours that does not exist: its message is refused. */
+  readonly unknown?: string;
   /** Text parts left untouched because they could not be read safely, with why; counted. */
   readonly untouched: readonly { readonly part: number; readonly why: string }[];
 }
@@ -141,15 +143,14 @@ export interface PlannedPart {
  * replaces its range; a pixel has nothing to replace but what its groups hold.
  */
 export interface PlannedEdit {
-  readonly kind: 'link' | 'pixel';
+  /** `form`: where a form's fields go; `tracker`: somebody else's picture that counts opens; `placeholder`: the author asked for a link of ours. */
+  readonly kind: 'link' | 'form' | 'pixel' | 'tracker' | 'placeholder';
   readonly start: number;
   readonly end: number;
   /** In base64: how many decoded octets at the start and at the end of the range stay. */
   readonly keep?: readonly [number, number];
-  /** Where the link leads, character references decoded; '' for a pixel. */
+  /** Where the link leads, character references decoded; the name of a placeholder; else ''. */
   readonly target: string;
-  /** The quote the attribute value stands in, '' for none. */
-  readonly quote: '"' | "'" | '';
 }
 
 /** On disk: both the body segment and the rows are durable. Only now may a 250 be said. */
@@ -199,9 +200,10 @@ export type Rendered = Stage<'rendered', Omit<Cleared, typeof stage> & {
   readonly body: readonly Buffer[];
   /** The reverse-path of this attempt: an authenticated VERP token, '' for a notice. */
   readonly returnPath: string;
-  /** How many links were rewritten and whether the pixel was added, for the event. */
+  /** How many links were rewritten, whether the pixel was added and how many trackers of others were there, for the event. */
   readonly links: number;
   readonly pixel: boolean;
+  readonly trackers: number;
 }>;
 
 /** Complete: `head` is signatures + header + empty line. What is sent is head followed by body, nothing else. */

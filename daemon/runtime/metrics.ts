@@ -17,6 +17,7 @@ export class Metrics {
   readonly queued = this.#gauge('postern_queue_recipients', 'Recipients who wait', []);
   readonly spoolBytes = this.#gauge('postern_spool_bytes', 'Octets of the spool on disk', ['what']);
   readonly links = this.#counter('postern_links_rewritten_total', 'Links rewritten in delivered copies', []);
+  readonly trackers = this.#counter('postern_third_party_trackers_total', 'Trackers of others in delivered copies of who does not allow them; emptied, unless the stream only reports them', []);
   readonly untouched = this.#counter('postern_parts_untouched_total', 'Text parts left as they came, by reason', ['why']);
   readonly hits = this.#counter('postern_page_hits_total', 'What recipients touched', ['page', 'result']);
   readonly returned = this.#counter('postern_returned_total', 'Mail that came back, by what it was and what came of it', ['tenant', 'kind', 'result']);

@@ -75,6 +75,7 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
     retryForMs: one.retry_for ?? (one.class === 'marketing' ? 3 * DAY_MS : DAY_MS / 2),
     legalBasis: basisOf(one.legal_basis ?? 'consent'),
     textLinks: one.text_links,
+    thirdPartyTrackers: one.third_party_trackers,
     bouncesTo: one.bounces_to,
   })]);
   return Object.freeze({
@@ -88,6 +89,7 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
       pages: one.pages,
       ...(one.pages_tls !== undefined && { pagesTls: { certificateFile: files.resolve(one.pages_tls.certificate_file), keyFile: files.resolve(one.pages_tls.key_file) } }),
     }))),
+    untrackedDomains: Object.freeze(input.untracked_domains.map((domain) => domain.toLowerCase())),
     streams: new Map(streams),
     credentials: Object.freeze(credentials),
     brand: buildBrand(input.brand, texts),

@@ -103,6 +103,7 @@ const stream = z.strictObject({
   retry_for: live.choice(v.duration, { says: 'How long delivery is tried. Left out: 3d for marketing, because a receiver may be down over a weekend; 12h for transactional, because by then the sender must learn of it and use another way.' }),
   legal_basis: live.choice(z.enum([...PLAIN_BASES, ...LEGAL_BASES]), { says: 'What its mail rests on; consent, contract and legal-obligation are plain words for gdpr_6_1_a, gdpr_6_1_b and gdpr_6_1_c. Left out: consent.' }),
   text_links: live.preset(v.yes, false, { says: 'Rewrite links in plain-text parts too.', reason: 'readers see those links as they are' }),
+  third_party_trackers: live.preset(z.enum(['strip', 'report', 'refuse']), 'strip', { says: 'Pictures by which others count opens, for recipients who do not allow individual opens: emptied, only counted in the event, or the whole message refused when one of its recipients is such.', reason: 'what somebody forbade to us they forbade to others' }),
   bounces_to: live.preset(z.union([z.literal(''), v.email]), '', { says: "Where failure notices go; '' means the envelope sender.", reason: 'RFC 5321 §6.1' }),
 });
 
@@ -137,6 +138,7 @@ export const tenantSchema = z.strictObject({
   keep_evidence: live.preset(v.duration, '0s', { says: 'How long the evidence of a consent outlives the erasure of its person, to answer claims (GDPR Art. 17(3)(e)).', reason: 'erased is erased, until a limitation period is named' }),
   policies: live.needed(z.array(policy).min(1), { says: 'Versions of the privacy policy.' }),
   domains: live.needed(z.array(domain).min(1), { says: 'Domains the tenant sends from.' }),
+  untracked_domains: live.preset(z.array(v.hostname), [], { says: 'Links that lead there, or to a subdomain, are never rewritten.', reason: 'links are rewritten for who allows it' }),
   streams: live.needed(z.array(stream).min(1), { says: 'Kinds of mail, one purpose each.' }),
   credentials: live.preset(z.array(credential), [], { says: 'Logins of the applications.', reason: 'none until one is added' }),
   api_tokens: live.preset(z.array(apiToken), [], { says: 'Logins of the HTTP API.', reason: 'none until one is added' }),

@@ -74,6 +74,8 @@ export interface Tenant {
   /** In order of `effective`. */
   readonly policies: readonly Policy[];
   readonly domains: readonly SendingDomain[];
+  /** Links that lead there or below are left as they are; lower case. */
+  readonly untrackedDomains?: readonly string[];
   readonly streams: ReadonlyMap<string, Stream>;
   readonly credentials: readonly Credential[];
   /** 5xx that we originate become 4xx while a policy is tried out; each use is logged. */
@@ -102,7 +104,7 @@ export interface Brand {
  * jurisdiction. In whose name mail goes, who consented and who is suppressed is never tried out.
  */
 export const SHADOWABLE = [
-  'message-duplicate-field', 'message-visible-recipients', 'message-to-mismatch', 'message-unsubscribe',
+  'message-duplicate-field', 'message-visible-recipients', 'message-to-mismatch', 'message-unsubscribe', 'message-third-party-tracker',
   'profile-basis', 'profile-double-opt-in', 'profile-obtained-in-sale', 'profile-own-similar-products', 'profile-opt-out-offered',
   'profile-tracking-consent-apart', 'profile-undated', 'profile-expired', 'profile-header',
   'profile-footer-sender', 'profile-footer-postal', 'profile-footer-contact', 'profile-footer-unset',
@@ -180,6 +182,8 @@ export interface Stream {
   readonly legalBasis: LegalBasis;
   /** Plain-text links are rewritten too. */
   readonly textLinks: boolean;
+  /** What becomes of others' trackers in copies of who does not allow individual opens; refused mail is emptied of them too, should somebody change their mind later. */
+  readonly thirdPartyTrackers: 'strip' | 'report' | 'refuse';
   /** Where failure notices go; '' means the envelope sender. */
   readonly bouncesTo: string;
 }

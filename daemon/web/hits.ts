@@ -69,13 +69,23 @@ export class Hits {
 
   /** True when it was a click of ours and has been answered. */
   click(token: string, request: IncomingMessage, response: ServerResponse): boolean {
-    const touch = touchOf(this.#options, 'click', token, request.headers.host);
+    return this.#lead(touchOf(this.#options, 'click', token, request.headers.host), 302, (target) => target, token, request, response);
+  }
+
+  /** The same of a form: its fields go on to where they were meant to go, and are not looked at. */
+  form(token: string, request: IncomingMessage, response: ServerResponse): boolean {
+    const touch = touchOf(this.#options, 'form', token, request.headers.host);
+    // RFC 9110 §15.4.8: 307 keeps method and body, which the reader's browser sends again.
+    return this.#lead(touch, request.method === 'POST' ? 307 : 302, (target) => withFields(target, request), token, request, response);
+  }
+
+  #lead(touch: Touch | undefined, status: 302 | 307, goal: (target: string) => string, token: string, request: IncomingMessage, response: ServerResponse): boolean {
     const target = touch?.claim.target;
     if (touch === undefined || target === undefined || !mayRedirectTo(target)) {
       this.#count('click', 'invalid');
       return false;
     }
-    response.writeHead(302, [...QUIET, 'Location', octetsOf(target), 'Content-Length', '0']);
+    response.writeHead(status, [...QUIET, 'Location', octetsOf(goal(target)), 'Content-Length', '0', ...(status === 307 ? ['Connection', 'close'] : [])]);
     response.end();
     this.#later('click', token, request, touch);
     return true;
@@ -215,6 +225,18 @@ export class Hits {
 
 function lesser(a: OpenMode, b: OpenMode): OpenMode {
   return OPEN_MODES.indexOf(a) < OPEN_MODES.indexOf(b) ? a : b;
+}
+
+// Node refuses longer request lines anyway.
+const MAX_FIELDS_CHARS = 8_000;
+
+/** What a form of method GET adds takes the place of the target's own query (WHATWG HTML, form submission). */
+function withFields(target: string, { method, url = '' }: IncomingMessage): string {
+  const at = url.indexOf('?');
+  if (method === 'POST' || at === -1) return target;
+  const fields = url.slice(at, at + MAX_FIELDS_CHARS);
+  const [, before = '', fragment = ''] = /^([^?#]*)(?:\?[^#]*)?(#.*)?$/.exec(target) ?? [];
+  return /^[\x21-\x7e]+$/.test(fields) ? `${before}${fields}${fragment}` : target;
 }
 
 /** A header is written octet by octet: the target in UTF-8, as it stood in the mail. */

@@ -24,6 +24,8 @@ export interface Sheet {
   readonly body: Html;
   /** The address the language links lead to, without a query; '' is the page itself. */
   readonly at?: string;
+  /** The step of the page they stay at. */
+  readonly step?: string;
   /** Another answer in other words, for whoever follows it. */
   readonly feed?: string;
 }
@@ -37,11 +39,12 @@ export function deskOf(request: IncomingMessage, tenant: Tenant | undefined): De
 }
 
 /** The page as text; the same desk and sheet always make the same octets. */
-export function render({ language, tenant, say: words }: Desk, { title, body, at = '', feed }: Sheet): string {
+export function render({ language, tenant, say: words }: Desk, { title, body, at = '', step, feed }: Sheet): string {
   const { contact, brand, policies } = tenant ?? {};
   const style = styleOf(brand?.color);
+  const stay = step === undefined ? '' : `step=${step}&`;
   const languages = Object.keys(LANGUAGES).filter(isLanguage).map((tag) => html`<li>${tag === language
-    ? html`<b lang="${tag}" aria-current="true">${LANGUAGES[tag].name}</b>` : html`<a href="${at}?lang=${tag}" lang="${tag}" hreflang="${tag}">${LANGUAGES[tag].name}</a>`}</li>`);
+    ? html`<b lang="${tag}" aria-current="true">${LANGUAGES[tag].name}</b>` : html`<a href="${at}?${stay}lang=${tag}" lang="${tag}" hreflang="${tag}">${LANGUAGES[tag].name}</a>`}</li>`);
   return html`<!doctype html>
 <html lang="${language}" dir="${LANGUAGES[language].dir}">
 <head>

@@ -75,6 +75,7 @@ async function answer(options: PagesOptions, hits: Hits, request: IncomingMessag
   const reading = method === 'GET' || method === 'HEAD';
   if (room === 'o' && reading) return hits.open(token.replace(/\.gif$/, ''), request, response);
   if (room === 'c' && reading && hits.click(token, request, response)) return undefined;
+  if (room === 'f' && (reading || method === 'POST') && hits.form(token, request, response)) return undefined;
   if (room === 'u' && (reading || method === 'POST')) return answerUnsubscribe(options, token, request, response);
   if (room === 'p' && (reading || method === 'POST')) return answerPreferences(options, token, request, response);
   if (room === 'confirm' && (reading || method === 'POST')) return answerConfirm(options, token, request, response);

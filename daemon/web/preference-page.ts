@@ -85,10 +85,28 @@ function form(desk: Desk, change: string, fields: Html, rest: Html): Html {
   return html`<form method="post" action="?lang=${desk.language}">${hidden('change', change)}${fields}${rest}</form>`;
 }
 
+/** The one question of "stop tracking, keep the mail"; undefined where there is nobody to ask: the preference page tells how things stand. */
+export function unmeasurePage(desk: Desk, { lines }: Standing, purpose: string, said: string | undefined): Sheet | undefined {
+  const line = lines.find((one) => one.purpose === purpose);
+  if (line === undefined || (line.state !== 'on' && line.state !== 'paused') || line.consent === undefined) return undefined;
+  const { opens, clicks } = line.consent.tracking;
+  const words = { purpose: nameOfPurpose(purpose) };
+  const isOff = opens === 'none' && clicks === 'none';
+  return {
+    title: desk.say('unmeasure_title'),
+    step: 'tracking',
+    body: html`${said === undefined ? NOTHING : html`<p class="said" role="status">${said}</p>
+`}<p id="what">${desk.say(isOff ? 'unmeasured' : 'unmeasure', words)}</p>
+${isOff ? NOTHING : html`<form method="post" action="?step=tracking&amp;lang=${desk.language}">${hidden('change', 'tracking')}${hidden('purpose', purpose)}${hidden('opens', 'none')}${hidden('clicks', 'none')}<div class="row">${button(desk.say('unmeasure_button'), 'what', 'main')}</div></form>`}
+<p><a href="?lang=${desk.language}">${desk.say('unmeasure_more')}</a></p>`,
+  };
+}
+
 export function erasePage(desk: Desk, { tenant }: Standing, now: number): Sheet {
   const keepMs = tenant.keepEvidenceMs ?? 0;
   return {
     title: desk.say('erase_ask_title'),
+    step: 'erase',
     body: html`<p>${desk.say('erase_ask')}</p>
 <section class="card" aria-labelledby="goes"><h2 id="goes">${desk.say('erase_goes_title')}</h2><p>${desk.say('erase_goes')}</p></section>
 <section class="card" aria-labelledby="stays"><h2 id="stays">${desk.say('erase_stays_title')}</h2><ul><li>${desk.say('erase_stays')}</li>

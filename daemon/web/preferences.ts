@@ -9,8 +9,8 @@ import { CLICK_MODES, NO_TRACKING, OPEN_MODES, isMailError, type BasisFact, type
 import type { ConsentRecord } from '../ledger/index.ts';
 import type { Policy } from '../settings/index.ts';
 import { fieldOf, readForm } from './form.ts';
-import { deskOf, nameOfPurpose, render, show, showBroken, showTrouble, type Desk } from './layout.ts';
-import { erasePage, erasedPage, preferencePage } from './preference-page.ts';
+import { deskOf, nameOfPurpose, render, show, showBroken, showTrouble, type Desk, type Sheet } from './layout.ts';
+import { erasePage, erasedPage, preferencePage, unmeasurePage } from './preference-page.ts';
 import { standingOf, type PurposeLine, type Standing } from './person.ts';
 import { dayIn } from './texts.ts';
 import { personOf, touchOf, withdraw, type PagesOptions, type Touch } from './touch.ts';
@@ -42,12 +42,16 @@ export async function answerPreferences(options: PagesOptions, token: string, re
     return showBroken(request, response);
   }
   const desk = deskOf(request, tenant);
+  const step = new URLSearchParams((request.url ?? '').split('?', 2)[1]).get('step');
+  const sheetOf = (standing: Standing, said: string | undefined): Sheet => {
+    if (standing.erased) return erasedPage(desk);
+    return (step === 'tracking' ? unmeasurePage(desk, standing, touch.claim.purpose, said) : undefined) ?? preferencePage(desk, standing, said);
+  };
   try {
     const standing = await standingOf(options, tenant, touch);
     if (form === undefined) {
       count('shown');
-      const isErasing = new URLSearchParams((request.url ?? '').split('?', 2)[1]).get('step') === 'erase';
-      const sheet = standing.erased ? erasedPage(desk) : isErasing ? erasePage(desk, standing, options.clock.now()) : preferencePage(desk, standing, undefined);
+      const sheet = step === 'erase' && !standing.erased ? erasePage(desk, standing, options.clock.now()) : sheetOf(standing, undefined);
       return show(request, response, 200, desk, sheet);
     }
     const formHash = createHash('sha256').update(render(desk, preferencePage(desk, standing, undefined))).digest('hex');
@@ -55,7 +59,7 @@ export async function answerPreferences(options: PagesOptions, token: string, re
     const said = typeof form === 'string' || standing.erased ? undefined : await carryOut({ options, desk, touch, standing, form, formHash, source });
     count(said === undefined ? 'invalid' : 'done');
     const after = await standingOf(options, tenant, touch);
-    return show(request, response, said === undefined && !after.erased ? 400 : 200, desk, after.erased ? erasedPage(desk) : preferencePage(desk, after, said));
+    return show(request, response, said === undefined && !after.erased ? 400 : 200, desk, sheetOf(after, said));
   } catch (error) {
     if (!isMailError(error)) throw error;
     count('failed');

@@ -127,12 +127,19 @@ t.test('links: which are taken', async (t) => {
     ['<script><a href="https://x.example/"></script><style><a href="https://x.example/"></style><textarea><a href="https://x.example/"></textarea>', []],
     ['<!-- <a href="https://x.example/"> --><!--[if mso]><a href="https://x.example/m">b</a><v:roundrect href="https://x.example/v"/><![endif]-->', ['https://x.example/m', 'https://x.example/v']],
     ['<!--[if !mso]><!--><a href="https://x.example/n">b</a><!--<![endif]-->', ['https://x.example/n']],
+    ['<form action="https://x.example/f?a=1"><button formaction=https://x.example/g>b</button><input type=submit formaction=\'https://x.example/i\'></form>', ['https://x.example/f?a=1', 'https://x.example/g', 'https://x.example/i']],
+    ['<form action="https://x.example/f" data-no-track><form action="/rel"><form><button action="https://x.example/n" href="https://x.example/n">', []],
+    ['<svg><a xlink:href="https://x.example/s"><rect/></a><A XLINK:HREF="https://x.example/t" HREF="https://x.example/u"></svg><use xlink:href="https://x.example/w">', ['https://x.example/s', 'https://x.example/t', 'https://x.example/u']],
+    ['<!-- <!-- <a href="https://x.example/"> --><!--[if mso]><!-- <a href="https://x.example/c"> --><![endif]-->', []],
+    ['<a href="https://left.example/"><a href="https://sub.LEFT.example/x"><a href="https://notleft.example/y">', ['https://notleft.example/y']],
+    ['<a href="https://acme.example/leave?u=1">', []],
     ['text <a href="https://x.example/', []], ['<a href="https://x.example/" ', []], ['<a __proto__="x" constructor=y href="https://x.example/">', ['https://x.example/']],
   ];
   for (const [source, expected] of table) {
     for (const coding of CODINGS) {
-      const { parts } = composed(html(source, coding)).plan;
-      t.same(parts[0]?.edits.filter((e) => e.kind === 'link').map((e) => e.target), expected, `${coding} ${source}`);
+      const leave = 'List-Unsubscribe: <mailto:u@acme.example>,\n <https://acme.example/leave?u=1>\n';
+      const { parts } = composed(letter(`Content-Type: text/html; charset=utf-8\nContent-Transfer-Encoding: ${coding}\n`, encoded(crlf(source), coding), leave), { untracked: ['left.example'] }).plan;
+      t.same(parts[0]?.edits.filter((e) => e.kind === 'link' || e.kind === 'form').map((e) => e.target), expected, `${coding} ${source}`);
     }
   }
   const latin = composed(html(Buffer.from('<a href="https://x.example/\u00e4"><a href="https://x.example/b">', 'latin1'), '8bit', 'iso-8859-1'));
@@ -155,7 +162,12 @@ t.test('plain text only where the stream wants it', async (t) => {
   const out = copy(composed(raw, { stream }), ring, ALL, { stream });
   t.match(out, { links: 1, pixel: false });
   t.equal(undone(body(out).toString(), ring).text, bodyOf(raw).toString());
-  t.same(composed(letter('Content-Type: text/plain; format=flowed; delsp=yes\n', 'https://x.example/a \nb'), { stream }).plan.parts, []);
+  const flowed = 'See https://x.example/a-page \nfor more. \n> quoted https://x.example/b \n-- \nAcme\n';
+  const lines = letter('Content-Type: text/plain; charset=utf-8; format=flowed\n', flowed);
+  const turned = body(copy(composed(lines, { stream }), ring, ALL, { stream })).toString();
+  t.equal(undone(turned, ring).text, bodyOf(lines).toString());
+  t.same(turned.split('\r\n').map((line) => line.endsWith(' ')), flowed.split('\n').map((line) => line.endsWith(' ')), 'lines flow on where they did');
+  t.match(composed(letter('Content-Type: text/plain; format=flowed; delsp=yes\n', 'https://x.example/a \nb'), { stream }).plan, { parts: [], untouched: [{ why: 'delsp' }] });
 });
 
 t.test('signed, encrypted, attached, unreadable: untouched and counted', async (t) => {
@@ -195,7 +207,7 @@ t.test('hostile text costs no more than its size', async (t) => {
   const stream = { ...STREAM, textLinks: true };
   const texts = [
     `<a href="${' '.repeat(many)}x">`, `<a ${'x='.repeat(many)}>`, '<!--[if '.repeat(many / 10), '<!--'.repeat(many / 4), '</'.repeat(many), '</body'.repeat(many / 6), `http://${'.'.repeat(many)}`,
-    '&'.repeat(many), '<a href="&'.repeat(many / 10), `${'x'.repeat(many)}<a href="https://x.example/">`, '='.repeat(many), '--\n'.repeat(many / 3),
+    '<b>'.repeat(many), `<img src="//x" style="${'width:'.repeat(many / 6)}">`.repeat(1), `<img src="https://${'a.'.repeat(many / 2)}">`, '{{postern.'.repeat(many / 10), `{{${' '.repeat(many)}postern.x}}`, '&'.repeat(many), '<a href="&'.repeat(many / 10), `${'x'.repeat(many)}<a href="https://x.example/">`, '='.repeat(many), '--\n'.repeat(many / 3),
   ];
   for (const text of texts) {
     for (const type of ['html', 'plain']) {

@@ -5,12 +5,12 @@ import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import {
-  RULES, admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, policyInForce, profileOf, profilesNamed, verdictReply, type AttemptQuestion, type MessageQuestion, type RecipientQuestion, type RuleId, type Verdict,
+  RULES, admit, clear, judgeAttempt, judgeMessage, judgeText, judgeRecipient, judgeSender, policyInForce, profileOf, profilesNamed, verdictReply, type AttemptQuestion, type MessageQuestion, type RecipientQuestion, type TextQuestion, type RuleId, type Verdict,
 } from '../../daemon/gate/index.ts';
 import type { ConsentRecord, Facts, Suppression, SuppressionCause } from '../../daemon/ledger/index.ts';
 import {
   BASIS_FACTS, CLICK_MODES, LEGAL_BASES, NO_TRACKING, OPEN_MODES, formatReply, indexHeader, messageFacts, shownText,
-  type AdmittedRecipient, type BasisFact, type Due, type Envelope, type LegalBasis, type MessageFacts, type Submitted, type Tracking,
+  type AdmittedRecipient, type BasisFact, type Due, type Envelope, type LegalBasis, type MessageFacts, type Plan, type Submitted, type Tracking,
 } from '../../daemon/mail/index.ts';
 import { FOOTER_ELEMENTS, SHADOWABLE, formatProblem, loadSettings, type Credential, type FooterElement, type Policy, type Profile, type Settings, type Stream, type Tenant } from '../../daemon/settings/index.ts';
 import { REPOSITORY, copyTree } from '../settings/tree.ts';
@@ -24,7 +24,7 @@ const tenantOf = (...policies: readonly Policy[]): Tenant => ({
   id: 'acme', contact: { name: '', email: '', postal: '', url: '' }, policies, streams: new Map(), credentials: [], softRefuse: false,
   domains: [{ name: 'acme.example', dkim: [], returnPath: 'b.acme.example', pages: 'https://p.acme.example' }],
 });
-const newsStream: Stream = { id: 'weekly', purpose: 'news', class: 'marketing', consentRequired: true, retryForMs: 1, legalBasis: 'gdpr_6_1_a', textLinks: false, bouncesTo: '' };
+const newsStream: Stream = { id: 'weekly', purpose: 'news', class: 'marketing', consentRequired: true, retryForMs: 1, legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', bouncesTo: '' };
 const softStream: Stream = { ...newsStream, consentRequired: false, legalBasis: 'eprivacy_13_2' };
 const receipts: Stream = { ...newsStream, id: 'receipts', class: 'transactional', consentRequired: false };
 const credential: Credential = { username: 'app', tenant: 'acme', secretHash: Buffer.alloc(32), stream: 'weekly', from: ['acme.example', 'boss@other.example'], rate: undefined };
@@ -213,6 +213,24 @@ t.test('whose rules hold: record, domain, tenant, the strictest', async (t) => {
   t.match(ask({ ...fr, stream: receipts }), { answer: 'yes', tracking: { opens: 'lastOpenDate', clicks: 'none' } }, 'receipts are tracked no further');
 });
 
+t.test('what stands in the text: placeholders, and the trackers of others', async (t) => {
+  const about = (over: Partial<TextQuestion>): Verdict => {
+    const verdict = judgeText({ tenant: tenantOf(policy(1)), stream: newsStream, plan: { parts: [] }, individual: false, ...over });
+    seen.add(verdict.rule);
+    return verdict;
+  };
+  const part = (kind: 'link' | 'tracker'): Plan['parts'] => [{ range: { start: 0, end: 9 }, encoding: 'identity', charset: 'utf-8', edits: [{ kind, start: 1, end: 2, target: '' }] }];
+  const refusing = { ...newsStream, thirdPartyTrackers: 'refuse' as const };
+  t.equal(about({}).rule, 'ok-message');
+  t.match(about({ plan: { parts: [], unknown: 'unsubscrybe' } }), { answer: 'no', rule: 'message-placeholder', reason: /postern\.unsubscrybe; there are unsubscribe, / });
+  for (const [stream, kind, individual, rule] of [
+    [newsStream, 'tracker', false, 'ok-message'], [refusing, 'link', false, 'ok-message'], [refusing, 'tracker', true, 'ok-message'], [refusing, 'tracker', false, 'message-third-party-tracker'],
+  ] as const) t.equal(about({ stream, plan: { parts: part(kind) }, individual }).rule, rule);
+  const shadow = new Set(['message-third-party-tracker', 'message-placeholder']);
+  t.match(about({ tenant: { ...tenantOf(policy(1)), shadow }, stream: refusing, plan: { parts: part('tracker') } }), { answer: 'yes', shadowed: ['message-third-party-tracker'] });
+  t.match(about({ tenant: { ...tenantOf(policy(1)), shadow }, plan: { parts: [], unknown: '' } }), { answer: 'no' }, 'nobody gets what was never filled in');
+});
+
 t.test('only the form of a message and the rules of a jurisdiction can be tried out', async (t) => {
   const all = new Set<string>(Object.keys(RULES));
   const tenant = { ...tenantOf(policy(1)), shadow: all };
@@ -227,7 +245,7 @@ t.test('only the form of a message and the rules of a jurisdiction can be tried 
   const good = { ...bad, fromFields: 1, from: ['a@acme.example'] };
   t.match(judgeMessage({ tenant, stream: newsStream, credential, envelope, header: good }), { answer: 'yes', shadowed: ['message-duplicate-field', 'message-visible-recipients'] });
   t.match(judgeMessage({ tenant, stream: receipts, credential, envelope, header: good, explain: true }), { answer: 'yes', steps: [{}, {}, {}, {}, {}, { result: 'shadowed' }, { result: 'shadowed', rule: 'message-unsubscribe' }, { result: 'decided' }] });
-  t.same([...SHADOWABLE].toSorted(), [...all].filter((rule) => /^(?:profile|message)-(?!from|sender)/.test(rule)).toSorted(), 'the settings know the same ones');
+  t.same([...SHADOWABLE].toSorted(), [...all].filter((rule) => /^(?:profile|message)-(?!from|sender|placeholder)/.test(rule)).toSorted(), 'the settings know the same ones');
 });
 
 t.test('explain: each step says what it relied on', async (t) => {

@@ -68,7 +68,7 @@ async function openWorld(): Promise<World> {
     base, events, ledger,
     path: (kind, address) => {
       const token = sealToken(keyring.tenant('acme'), { kind, message: newId(clock.now()), recipient: 0, stream: 'newsletter', purpose: 'newsletter', hashes: hashesOf(address) });
-      return `${base}/${{ unsubscribe: 'u', preferences: 'p', confirm: 'confirm', click: 'c', open: 'o' }[kind]}/${token}`;
+      return `${base}/${{ unsubscribe: 'u', preferences: 'p', confirm: 'confirm', click: 'c', form: 'f', open: 'o' }[kind]}/${token}`;
     },
     async give(address, purpose, state = 'given') {
       await ledger.give('acme', {
