@@ -174,6 +174,7 @@ t.test('in Chromium', { skip }, async (t) => {
     await world.ledger.suppress('acme', { hashes: world.ledger.hashes('acme', parseAddress('cy@example.com')), scope: 'all', cause: 'complaint', by: 'test' });
     const shown: readonly (readonly [string, string, boolean])[] = [
       ['preferences', world.path('preferences', 'al@example.com'), true], ['erase', `${world.path('preferences', 'al@example.com')}?step=erase`, true],
+      ['stop-measuring', `${world.path('preferences', 'al@example.com')}?step=tracking`, true],
       ['unsubscribe', world.path('unsubscribe', 'al@example.com'), true], ['confirm', world.path('confirm', 'bo@example.com'), true],
       ['broken', `${world.base}/p/broken`, false], ['stopped', world.path('preferences', 'cy@example.com'), false],
       ['erased', world.path('preferences', 'jo@example.com'), false], ['policies', `${world.base}/policy/`, false], ['policy', `${world.base}/policy/${HASH}`, false],

@@ -12,7 +12,7 @@ import t from 'tap';
 import type { Event } from '../../daemon/events/index.ts';
 import { sealToken, type Claim } from '../../daemon/compose/index.ts';
 import { openLedger, type Ledger } from '../../daemon/ledger/index.ts';
-import { parseAddress, type AddressHashes, type Tracking } from '../../daemon/mail/index.ts';
+import { NO_TRACKING, parseAddress, type AddressHashes, type Tracking } from '../../daemon/mail/index.ts';
 import { Metrics, newId, openKeyring, systemClock, type Clock } from '../../daemon/runtime/index.ts';
 import type { Settings } from '../../daemon/settings/index.ts';
 import { openLedgerStore } from '../../daemon/store/index.ts';
@@ -148,6 +148,42 @@ t.test('a person who withdrew is redirected and not recorded; so is everybody wh
   }
 });
 
+t.test('a form\'s fields go where they were meant to go, and nowhere else', async (t) => {
+  const world = await open(t);
+  const goal = 'https://shop.example/search?old=1#ü';
+  const path = `/f/${world.token({ kind: 'form', target: goal })}`;
+  const location = async (method: string, query: string, body = ''): Promise<string> => {
+    const answer = await ask(world, method, `${path}${query}`, body, { ...PERSON, ...(body === '' ? {} : URLENCODED) });
+    t.equal(answer.status, method === 'POST' ? 307 : 302);
+    t.equal(answer.headers['referrer-policy'], 'no-referrer');
+    return Buffer.from(String(answer.headers.location), 'latin1').toString();
+  };
+  t.equal(await location('GET', '?q=maps&p=2'), 'https://shop.example/search?q=maps&p=2#ü', 'GET: the fields take the place of the query');
+  t.equal(await location('GET', '?'), 'https://shop.example/search?#ü');
+  t.equal(await location('GET', ''), goal);
+  t.equal(await location('POST', '', 'secret=1'), goal, 'POST: sent again to the target by the browser, never read here');
+  t.equal(await location('POST', '?x=y', 'secret=1'), goal);
+  for (const sly of ['?@evil.example/', '?//evil.example', '?https://evil.example', '?%0d%0aSet-Cookie:a=b', `?${'x'.repeat(7_000)}`]) t.equal(new URL(await location('GET', sly)).host, 'shop.example', sly.slice(0, 20));
+  await world.pages.settled();
+  t.ok(world.events.length > 5 && world.events.every(({ event }) => event === 'clicked'));
+  t.notMatch(JSON.stringify(world.events), /maps|secret|evil|shop/);
+  const nowhere = await ask(world, 'GET', '/nowhere');
+  for (const other of [`/f/${world.token({ target: TARGET })}`, path.replace('/f/', '/c/'), '/f/forged', `/f/${world.token({ kind: 'form', target: 'javascript:x' })}`]) t.equal((await ask(world, 'GET', other)).raw, nowhere.raw, 'a token is for its own place');
+});
+
+t.test('replayed, cut and glued: a token says what it said, or nothing', async (t) => {
+  const world = await open(t);
+  const token = world.token({ target: TARGET });
+  const [once, again] = [await ask(world, 'GET', `/c/${token}`, '', PERSON), await ask(world, 'GET', `/c/${token}`, '', PERSON)];
+  t.equal(once.raw, again.raw, 'a link may be followed twice');
+  const nowhere = await ask(world, 'GET', '/nowhere');
+  const unlike = [...Array(20).keys()].map((cut) => token.slice(0, token.length - 1 - cut * 3)).concat(`${token}${token}`, token.replace(/^./, 'B'), [...token].toReversed().join(''), token.toLowerCase());
+  for (const one of unlike) t.equal((await ask(world, 'GET', `/c/${one}`)).raw, nowhere.raw);
+  const part = await ask(world, 'GET', `/o/${world.token({ kind: 'open', mode: 'individual' })}.gif`, '', { ...PERSON, Range: 'bytes=0-9' });
+  t.match([part.status, part.body.length, part.headers['content-range'], part.headers['accept-ranges']], [200, 43, undefined, undefined], 'a range request gets the whole');
+  for (const method of ['PUT', 'PATCH', 'OPTIONS', 'TRACE']) t.equal((await ask(world, method, `/c/${token}`)).status, 404, method);
+});
+
 t.test('what is not a click of ours is one constant 404', async (t) => {
   const world = await open(t);
   const expected = await ask(world, 'GET', '/nowhere');
@@ -257,6 +293,23 @@ t.test('the page a person sees', async (t) => {
   }
   t.match((await ask(world, 'GET', `/u/${world.token({ kind: 'unsubscribe' }, 'left-us')}`)).body.toString(), /the sender/);
   t.equal(html`<a href="${'"><script>'}">${html`<b>${1}</b>`}</a>`.toString(), '<a href="&quot;&gt;&lt;script&gt;"><b>1</b></a>');
+});
+
+t.test('stop measuring, keep the mail: one question, of who can answer it', async (t) => {
+  const world = await open(t);
+  const path = `/p/${world.token({ kind: 'preferences' })}?step=tracking`;
+  const tracking = async (): Promise<unknown> => (await world.ledger.facts('acme', 'newsletter', 'news', world.hashes)).consent?.tracking;
+  const shown = (await ask(world, 'GET', path)).body.toString();
+  t.match(shown, /<h1>Stop measuring, keep the mail<\/h1>/);
+  t.equal(shown.match(/<button/g)?.length, 1);
+  for (const lang of ['fr', 'de', 'it', 'hi']) t.match((await ask(world, 'GET', `${path}&lang=${lang}`)).body.toString(), new RegExp(`<html lang="${lang}"[^]*step=tracking&amp;lang=en`), lang);
+  t.same(await tracking(), ALL, 'a look changes nothing');
+  const done = await ask(world, 'POST', path, 'change=tracking&purpose=newsletter&opens=none&clicks=none', URLENCODED);
+  t.match([done.status, done.body.toString()], [200, /role="status">Done[^]*Nothing is measured in/]);
+  t.same(await tracking(), NO_TRACKING);
+  t.notMatch((await ask(world, 'GET', path)).body.toString(), /<button/, 'nothing left to stop');
+  await world.ledger.withdraw('acme', 'newsletter', world.hashes, 'recipient');
+  t.match((await ask(world, 'GET', path)).body.toString(), /You do not get this mail/, 'who gets no mail sees how things stand');
 });
 
 t.test('documents', async (t) => {
