@@ -183,10 +183,10 @@ export interface FoundPlaceholder {
   readonly end: number;
 }
 
-/** All places of the form `{{postern.NAME}}`. */
+/** All places of the form `{{postern.NAME}}`. Two dashes behind one make it a mistake: what stands behind may come to begin a line, and so be taken for a boundary. */
 export function findPlaceholders(text: string): readonly FoundPlaceholder[] {
   if (!text.includes('postern.')) return [];
-  return [...text.matchAll(/\{\{[ \t]{0,8}postern\.([\w.-]{0,64})[ \t]{0,8}\}\}/g)].map((found) => ({ name: found[1] ?? '', start: found.index, end: found.index + found[0].length }));
+  return [...text.matchAll(/\{\{[ \t]{0,8}postern\.([\w.-]{0,64})[ \t]{0,8}\}\}(--)?/g)].map((found) => ({ name: `${found[1] ?? ''}${found[2] ?? ''}`, start: found.index, end: found.index + found[0].length }));
 }
 
 const URL_IN_TEXT = /\bhttps?:\/\/[^\s<>"'`(){}[\]\\]+/gi;

@@ -94,13 +94,30 @@ const PIXEL = /<img src="https:\/\/news\.acme\.example\/o\/[\w-]+" width="1" hei
 /** A rendered text with every edit taken back, opened tokens being the only source of what stood there. */
 export function undone(text: string, ring: Keyring): { readonly text: string; readonly targets: readonly string[] } {
   const targets: string[] = [];
-  const back = text.replaceAll(PIXEL, '').replaceAll(/https:\/\/news\.acme\.example\/c\/([\w-]+)/g, (_, token: string) => {
+  const back = text.replaceAll(PIXEL, '').replaceAll(/https:\/\/news\.acme\.example\/[cf]\/([\w-]+)/g, (_, token: string) => {
     const target = openToken(ring, token)?.claim.target;
     if (target === undefined) throw new Error('a token that does not open');
     targets.push(target);
     return Buffer.from(target).toString('latin1');
   });
   return { text: back, targets };
+}
+
+/**
+ * True when every octet that no edit covers stands in the copy as it was submitted, undecoded, in its
+ * order: first the text before the first edit, last the text after the last, one short edit between each.
+ */
+export function gapsStand({ raw, plan }: Composed, out: Buffer, kinds?: ReadonlySet<string>): boolean {
+  const edits = plan.parts.flatMap((part) => part.edits).filter(({ kind }) => kinds?.has(kind) !== false).toSorted((a, b) => a.start - b.start);
+  let [from, at] = [plan.bodyStart, 0];
+  for (const [i, edit] of edits.entries()) {
+    const gap = raw.subarray(from, edit.start);
+    const found = out.indexOf(gap, at);
+    if (found < 0 || (i === 0 ? found !== 0 : found - at > 3_000)) return false;
+    [from, at] = [edit.end, found + gap.length];
+  }
+  const tail = raw.subarray(from);
+  return out.length - tail.length >= at && out.subarray(out.length - tail.length).equals(tail);
 }
 
 const CORPUS = new URL('../../../shared/corpus/newsletters/', import.meta.url);
