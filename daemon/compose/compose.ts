@@ -121,6 +121,8 @@ export function planText(raw: Buffer, header: HeaderIndex, context: Pick<Compose
   for (const [part, leaf] of leaves.entries()) {
     // An attachment or a picture was never meant to be edited; what was meant to be, and is not, is counted.
     if (leaf.closed === 'attachment' || leaf.closed === 'not-text' || (leaf.closed === '' && !READ.has(leaf.type))) continue;
+    // Nothing to read; where a boundary ended the header, a pixel here would stand in the header.
+    if (leaf.range.start === leaf.range.end) continue;
     const html = leaf.type === 'text/html';
     const linked = html || (leaf.type === 'text/plain' && stream.textLinks);
     // RFC 3676 §4.4: with DelSp a link may go on over the line's end, so the links of such text are left alone.

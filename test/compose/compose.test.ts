@@ -201,6 +201,17 @@ t.test('signed, encrypted, attached, unreadable: untouched and counted', async (
   t.match(copy(composed(broken), ring, ALL), { links: 1, pixel: true }, 'a missing closing boundary');
 });
 
+t.test('boundaries inside a line, and where none belongs', async (t) => {
+  const inside = letter('Content-Type: multipart/mixed; boundary=b\n', '--b\nContent-Type: text/html\n\n<a href="https://x.example/--b">x --b</a> --b--\n--b--\n');
+  const out = copy(composed(inside), ring, ALL);
+  t.match(out, { links: 1, pixel: true });
+  t.equal(undone(body(out).toString(), ring).text, bodyOf(inside).toString());
+  const headless = letter('Content-Type: multipart/mixed; boundary=b\n', '--b\nContent-Type: text/html\n--b\n\ntext\n--b--\n');
+  t.ok(body(copy(composed(headless), ring, ALL)).equals(bodyOf(headless)), 'no pixel in a header');
+  const dashes = letter('Content-Type: text/html\nContent-Transfer-Encoding: quoted-printable\n', '{{postern.unsubscribe}}--b');
+  t.equal(composed(dashes).plan.unknown, 'unsubscribe--', 'it would come to begin a line');
+});
+
 t.test('hostile text costs no more than its size', async (t) => {
   const many = 1_000_000;
   const stream = { ...STREAM, textLinks: true };
