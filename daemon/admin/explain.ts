@@ -151,7 +151,7 @@ function judgeLetter({ tenant, stream }: Omit<Place, 'settings'>, raw: Buffer, p
   const [domain] = tenant.domains;
   if (verdict.answer !== 'yes' || domain === undefined) return verdict;
   const said = judgeText({ tenant, stream, plan: planText(crlf, index, { stream, domain, untracked: tenant.untrackedDomains ?? [] }), individual, explain: true });
-  return { ...said, steps: [...(verdict.steps ?? []).filter(({ result }) => result !== 'decided'), ...(said.steps ?? [])] };
+  return { ...said, ...(said.answer === 'yes' && { shadowed: [...verdict.shadowed, ...said.shadowed] }), steps: [...(verdict.steps ?? []).filter(({ result }) => result !== 'decided'), ...(said.steps ?? [])] };
 }
 
 // ---- a message that was sent -------------------------------------------------------------------

@@ -4,9 +4,9 @@
 // found as a link, once for each attribute a reader takes; links the author exempted, unsubscribe and
 // preference links, fragments and unfilled placeholders are none; what stands in scripts, styles, comments
 // and unfinished tags is not found, except Outlook's conditional comments, whose links people click.
-// WHATWG HTML, tokenization; SVG 1.1 §17.1 (xlink:href).
+// SVG 1.1 §17.1 (xlink:href).
 import { decodeHTMLAttribute } from 'entities';
-import { QuoteType, Tokenizer, type TokenizerCallbacks } from 'htmlparser2';
+import { scanHtml, type Attribute, type Visitor } from './html.ts';
 
 /** An attribute's value in the text, or a URL in plain text. `value` is as it stands there. */
 export interface FoundLink {
@@ -27,125 +27,89 @@ export interface FoundHtml {
 /** Marks an exempted link: ours, and those of the services people move from. */
 const EXEMPT: Readonly<Record<string, string | undefined>> = Object.freeze({ 'data-no-track': undefined, clicktracking: 'off', 'ses:no-track': undefined });
 
-/** Attributes that lead a reader somewhere, by element. */
-const LEADS: ReadonlyMap<string, ReadonlySet<string>> = new Map([
-  ['a', new Set(['href', 'xlink:href'])], ['area', new Set(['href'])], ['form', new Set(['action'])], ['button', new Set(['formaction'])], ['input', new Set(['formaction'])],
-]);
-// VML shapes are what Outlook makes buttons of.
-const SHAPE_LEADS: ReadonlySet<string> = new Set(['href']);
-/** What a picture is judged by. */
+/** Pictures, and what they are judged by. */
 const PICTURES: ReadonlySet<string> = new Set(['img', 'amp-pixel', 'bgsound']);
 const PICTURE_ATTRIBUTES: ReadonlySet<string> = new Set(['src', 'width', 'height', 'style']);
+const leading = (...names: readonly string[]): ReadonlySet<string> => new Set([...names, ...Object.keys(EXEMPT)]);
+const SHAPE_ATTRIBUTES = leading('href');
+/** What is looked at of each element: attributes that lead a reader somewhere, and those that exempt. */
+const WANTED: ReadonlyMap<string, ReadonlySet<string>> = new Map([
+  ['a', leading('href', 'xlink:href')], ['area', leading('href')], ['form', leading('action')], ['button', leading('formaction')], ['input', leading('formaction')],
+  ...[...PICTURES].map((element) => [element, PICTURE_ATTRIBUTES] as const),
+]);
 
 /** The links and the pixel's place in an HTML text. */
 export function findInHtml(html: string): FoundHtml {
-  const links: FoundLink[] = [];
-  let body = -1;
-  let root = -1;
-  scan(html, 0, true, links, (name, start) => {
-    if (name === 'body') body = html.lastIndexOf('</', start);
-    else if (name === 'html') root = html.lastIndexOf('</', start);
-  });
-  const end = body === -1 ? root : body;
-  return { links, pixelAt: end === -1 ? html.length : end };
+  const finder = new Finder(html);
+  scanHtml(html, finder);
+  return { links: finder.links, pixelAt: finder.end };
 }
 
-/** Tag and attributes as they come; a link counts only once its tag has ended. */
-class Scan implements TokenizerCallbacks {
+/** Gathers links as their tags end; inside a conditional comment too, but not in a comment of that. */
+class Finder implements Visitor {
+  readonly links: FoundLink[];
   readonly #html: string;
-  readonly #base: number;
   readonly #comments: boolean;
-  readonly #links: FoundLink[];
-  readonly #closed: (name: string, start: number) => void;
-  #tag = '';
-  #wanted: ReadonlySet<string> | undefined;
-  #attribute = '';
-  #valueStart = -1;
-  #valueEnd = -1;
-  #exempt = false;
-  /** Of an attribute given twice readers take the first. */
-  readonly #found = new Map<string, FoundLink>();
+  #body = -1;
+  #root = -1;
 
-  constructor(html: string, base: number, comments: boolean, links: FoundLink[], closed: (name: string, start: number) => void) {
+  constructor(html: string, links: FoundLink[] = [], comments = true) {
     this.#html = html;
-    this.#base = base;
+    this.links = links;
     this.#comments = comments;
-    this.#links = links;
-    this.#closed = closed;
   }
 
-  onopentagname(start: number, end: number): void {
-    this.#tag = this.#html.slice(start, end).toLowerCase();
-    this.#wanted = LEADS.get(this.#tag) ?? (PICTURES.has(this.#tag) ? PICTURE_ATTRIBUTES : /^v:[a-z]+$/.test(this.#tag) ? SHAPE_LEADS : undefined);
-    if (this.#wanted === undefined) return;
-    this.#found.clear();
-    this.#exempt = false;
+  /** Where the text ends for its reader. */
+  get end(): number {
+    const end = this.#body === -1 ? this.#root : this.#body;
+    return end === -1 ? this.#html.length : end;
   }
 
-  onattribname(start: number, end: number): void {
-    if (this.#wanted === undefined) return;
-    this.#attribute = this.#html.slice(start, end).toLowerCase();
-    this.#valueStart = -1;
+  wants(element: string): ReadonlySet<string> | undefined {
+    // VML shapes are what Outlook makes buttons of.
+    return WANTED.get(element) ?? (element.startsWith('v:') ? SHAPE_ATTRIBUTES : undefined);
   }
 
-  onattribdata(start: number, end: number): void {
-    if (this.#valueStart === -1) this.#valueStart = start;
-    this.#valueEnd = end;
-  }
-
-  onattribend(quote: QuoteType): void {
-    if (this.#wanted === undefined) return;
-    const start = this.#valueStart === -1 ? 0 : this.#valueStart;
-    const end = this.#valueStart === -1 ? 0 : this.#valueEnd;
-    const value = this.#html.slice(start, end);
-    if (Object.hasOwn(EXEMPT, this.#attribute)) {
-      const needed = EXEMPT[this.#attribute];
-      if (needed === undefined || value.trim().toLowerCase() === needed) this.#exempt = true;
-    } else if (this.#wanted.has(this.#attribute) && !this.#found.has(this.#attribute)) {
-      const mark = quote === QuoteType.Double ? '"' : quote === QuoteType.Single ? "'" : '';
-      this.#found.set(this.#attribute, { kind: this.#attribute.endsWith('action') ? 'form' : 'link', start: this.#base + start, end: this.#base + end, value, quote: mark });
+  open(element: string, attributes: readonly Attribute[]): void {
+    if (PICTURES.has(element)) return this.#picture(element, attributes);
+    const taken = new Set<string>();
+    const found: FoundLink[] = [];
+    for (const attribute of attributes) {
+      const { name, start, end, quote } = attribute;
+      const value = this.#html.slice(start, end);
+      if (Object.hasOwn(EXEMPT, name)) {
+        const needed = EXEMPT[name];
+        if (needed === undefined || value.trim().toLowerCase() === needed) return;
+      } else if (!taken.has(name)) {
+        // Of an attribute given twice readers take the first.
+        taken.add(name);
+        if (value !== '') found.push({ kind: name.endsWith('action') ? 'form' : 'link', start, end, value, quote });
+      }
     }
+    this.links.push(...found);
   }
 
-  onopentagend(): void {
-    if (this.#wanted === undefined) return;
-    if (this.#wanted === PICTURE_ATTRIBUTES) {
-      const src = this.#found.get('src');
-      if (src !== undefined && countsOpens(this.#tag, src.value, (name) => this.#found.get(name)?.value)) this.#links.push({ ...src, kind: 'tracker' });
-    } else if (!this.#exempt) {
-      for (const link of this.#found.values()) if (link.value !== '') this.#links.push(link);
-    }
-    this.#wanted = undefined;
+  #picture(element: string, attributes: readonly Attribute[]): void {
+    const valueOf = (wanted: string): string | undefined => {
+      const found = attributes.find(({ name }) => name === wanted);
+      return found === undefined ? undefined : this.#html.slice(found.start, found.end);
+    };
+    const src = attributes.find(({ name }) => name === 'src');
+    const value = valueOf('src');
+    if (src === undefined || value === undefined || !countsOpens(element, value, valueOf)) return;
+    this.links.push({ kind: 'tracker', start: src.start, end: src.end, value, quote: src.quote });
   }
 
-  onselfclosingtag(): void {
-    this.onopentagend();
+  close(element: string, start: number): void {
+    if (element === 'body') this.#body = start;
+    else if (element === 'html') this.#root = start;
   }
 
-  onclosetag(start: number, end: number): void {
-    this.#closed(this.#html.slice(start, end).toLowerCase(), start);
-  }
-
-  oncomment(start: number, end: number, endOffset: number): void {
+  comment(start: number, end: number): void {
     if (!this.#comments) return;
-    const text = this.#html.slice(start, end - endOffset);
-    const open = /^\[if [^\]]{1,200}\]>/i.exec(text);
-    if (open !== null) scan(text.slice(open[0].length), start + open[0].length, false, this.#links, () => undefined);
+    const open = /^\[if [^\]]{1,200}\]>/i.exec(this.#html.slice(start, Math.min(end, start + 210)));
+    if (open !== null) scanHtml(this.#html, new Finder(this.#html, this.links, false), start + open[0].length, end);
   }
-
-  onattribentity(): void {}
-  oncdata(): void {}
-  ondeclaration(): void {}
-  onend(): void {}
-  onprocessinginstruction(): void {}
-  ontext(): void {}
-  ontextentity(): void {}
-}
-
-function scan(html: string, base: number, comments: boolean, links: FoundLink[], closed: (name: string, start: number) => void): void {
-  const tokenizer = new Tokenizer({ decodeEntities: false, xmlMode: false }, new Scan(html, base, comments, links, closed));
-  tokenizer.write(html);
-  tokenizer.end();
 }
 
 // Nobody sees a picture of two pixels or less: its only use is to be asked for.
