@@ -92,6 +92,8 @@ export async function startMx(script: MxScript = {}, host = '127.0.0.1'): Promis
 function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; lines: string[]; reads: string[] }, answerOf: (phase: MxPhase, line: string) => Answer): void {
   let socket: Socket = plain;
   let buffered = Buffer.alloc(0);
+  const parts: Buffer[] = [];
+  let tail: Buffer = Buffer.alloc(0);
   let inData = false;
   let secure = false;
   let dead = false;
@@ -138,7 +140,14 @@ function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; l
   };
   const take = (chunk: Buffer): void => {
     if (dead) return;
-    buffered = Buffer.concat([buffered, chunk]);
+    // Of a large message only the seam to what came before is looked at.
+    const seam = Buffer.concat([tail, chunk]);
+    tail = seam.subarray(-4);
+    if (inData && buffered.length > 4 && !seam.includes('\r\n.\r\n')) {
+      parts.push(chunk);
+      return;
+    }
+    buffered = Buffer.concat([buffered, ...parts.splice(0), chunk]);
     if (!inData) mx.reads.push(chunk.toString('latin1'));
     for (;;) {
       if (dead) return;
