@@ -17,7 +17,7 @@ const BROWSER = { 'user-agent': 'Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko
 const TARGET = 'https://shop.example/secret-path?a=1&b=2';
 const [ANN, BOB, CAT, DAN, EVE] = ['ann@one.example', 'bob@one.example', 'cat@one.example', 'dan@two.example', 'eve@two.example'] as const;
 
-t.test('from the mail to who may read of it', async (t) => {
+t.test('T12, T13, T16, T20, T21: from the mail to who may read of it', async (t) => {
   const mx = await startMx();
   const grounds = await makeGrounds(mx.port);
   t.teardown(async () => { await mx.close(); grounds.remove(); });
