@@ -3,7 +3,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { openApi, openObserve, operationsOf, serveControl, watchPolicies, type Desk } from './admin/index.ts';
-import { laneLimits, openDeliverer, type RouteResult } from './deliver/index.ts';
+import { openDeliverer, type RouteResult } from './deliver/index.ts';
 import { openResolver } from './dns/index.ts';
 import { newEvent, openJournal, type Journal } from './events/index.ts';
 import { openFeedback, openSentCopies } from './feedback/index.ts';
@@ -11,8 +11,8 @@ import { openLedger, type Ledger } from './ledger/index.ts';
 import { openPipeline, type House } from './pipeline.ts';
 import { MailError } from './mail/index.ts';
 import { Metrics, notify, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
-import { Schedule, type Routed } from './schedule/index.ts';
-import { formatProblem, openSettings, policyProblem, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
+import { Schedule, type LaneName, type LaneRules, type Routed } from './schedule/index.ts';
+import { formatProblem, laneLimits, openSettings, sharedLimits, policyProblem, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
 import { openSigner } from './sign/index.ts';
 import { openSpool, type Spool } from './spool/index.ts';
 import { openLedgerStore } from './store/index.ts';
@@ -130,7 +130,10 @@ export async function serve(root: string, options: { readonly log?: Log } = {}):
 async function open(root: string, closers: (() => Promise<void> | void)[], givenLog: Log | undefined): Promise<LiveSettings> {
   const clock = systemClock;
   const metrics = new Metrics();
-  const stores = await openStores(root, givenLog ?? openLog('info'), metrics, () => void policies.look());
+  const stores = await openStores(root, givenLog ?? openLog('info'), metrics, () => {
+    schedule.reroute();
+    void policies.look();
+  });
   closers.push(() => stores.close());
   const { live, keyring, ledger, spool, journal } = stores;
   const settings = (): Settings => live.current();
@@ -149,6 +152,8 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   const schedule = new Schedule<RouteResult>({
     spool, clock, log, metrics,
     route: async (_tenant, domain) => laneOf(settings(), await deliverer.siteOf(domain)),
+    rules: (lane) => rulesOf(settings(), lane),
+    total: (tenant) => settings().shaping.tenants.get(tenant),
     run: (due, lane, route) => pipeline.attempt(due, lane, route),
   });
   closers.push(() => schedule.stop());
@@ -207,8 +212,12 @@ function onSignal(signal: NodeJS.Signals, run: () => void, closers: (() => void)
 /** The lane of a route: everything that cannot be routed shares one, where it is settled quickly. */
 function laneOf({ shaping }: Settings, route: RouteResult): Routed<RouteResult> {
   const egress = shaping.egress[0]?.id ?? 'default';
-  const { site, label } = route.kind === 'hosts' ? route : { site: 'unrouted', label: 'unrouted' };
-  return { lane: { id: `${egress}/${site}`, label: `${egress}/${label}`, egress }, limits: laneLimits(shaping, site), route };
+  const { site, label, provider } = route.kind === 'hosts' ? route : { site: 'unrouted', label: 'unrouted', provider: '' };
+  return { lane: { id: `${egress}/${site}`, label: `${egress}/${label}`, egress, provider }, route };
+}
+
+function rulesOf({ shaping }: Settings, lane: LaneName): LaneRules {
+  return { limits: laneLimits(shaping, lane), shared: sharedLimits(shaping, lane), pausedUntil: 0, pausedFor: '' };
 }
 
 function gauge(metrics: Metrics, spool: Spool): void {

@@ -9,12 +9,12 @@ import { isIPv4 } from 'node:net';
 import type { Outcome, Phase, Reply, Signed } from '../mail/index.ts';
 import type { Resolver } from '../dns/index.ts';
 import type { Clock, Log, Metrics } from '../runtime/index.ts';
-import type { LaneLimits, Settings } from '../settings/index.ts';
+import { laneLimits, sharedLimits, type LaneLimits, type LaneParts, type Settings, type SharedLimit } from '../settings/index.ts';
 import { connectSession, type Connected, type DsnParameters, type Letter, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
 import { classify, type BounceClass } from './classify.ts';
 import { SessionPool } from './pool.ts';
-import { ConnectionTurns } from './turn.ts';
-import { laneLimits, orderHosts, RouteCache, type HostsRoute, type RouteResult, type TargetHost } from './route.ts';
+import { Turnstile } from './turn.ts';
+import { orderHosts, RouteCache, type HostsRoute, type RouteResult, type TargetHost } from './route.ts';
 
 export interface Deliverer {
   /** Where a domain's mail goes now; remembered as DNS allows. */
@@ -34,6 +34,8 @@ export interface DelivererParts {
   readonly log: Log;
   readonly metrics: Metrics;
   readonly timeouts?: Partial<SessionTimeouts>;
+  /** What holds for a lane now; left out: what shaping.yaml says. */
+  readonly limits?: (lane: string, parts: LaneParts) => LaneLimits;
 }
 
 // RFC 5321 §5.1 SHOULD try at least two; five dead hosts in a row are a dead site for now.
@@ -54,6 +56,8 @@ interface Lane {
   /** For metrics. */
   readonly label: string;
   readonly limits: LaneLimits;
+  /** The lane's own limits first, then those it shares. */
+  readonly caps: readonly (Partial<SharedLimit> & { readonly key: string })[];
   readonly tls: LaneLimits['tls'];
   readonly helo: string;
   readonly localAddress: string | undefined;
@@ -89,7 +93,8 @@ class Sender {
   readonly #parts: DelivererParts;
   readonly #pool: SessionPool;
   readonly #signal: AbortSignal;
-  readonly #turns: ConnectionTurns;
+  readonly #connecting: Turnstile;
+  readonly #sending: Turnstile;
   /** Address and port -> until when TLS is not tried. */
   readonly #brokenTls = new Map<string, number>();
 
@@ -97,18 +102,23 @@ class Sender {
     this.#parts = parts;
     this.#pool = pool;
     this.#signal = signal;
-    this.#turns = new ConnectionTurns(parts.clock);
+    this.#connecting = new Turnstile(parts.clock);
+    this.#sending = new Turnstile(parts.clock);
   }
 
   async attempt(signed: Signed, route: HostsRoute, egressId: string): Promise<Outcome> {
     const { shaping, server, hash } = this.#parts.settings();
     const egress = shaping.egress.find((e) => e.id === egressId);
     const startedAt = this.#parts.clock.now();
+    const id = `${egressId}/${route.site}`;
+    const whose = { egress: egressId, provider: route.provider };
+    const limits = this.#parts.limits?.(id, whose) ?? laneLimits(shaping, whose);
     const lane: Lane = {
-      id: `${egressId}/${route.site}`,
+      id,
       label: `${egressId}/${route.label}`,
-      limits: laneLimits(shaping, route.site),
-      tls: route.tls,
+      limits,
+      caps: [{ key: id, ...rated(limits) }, ...sharedLimits(shaping, whose)],
+      tls: route.viaRoute ? route.tls : limits.tls,
       helo: egress?.helo ?? server.hostname,
       localAddress: egress === undefined || isAnyAddress(egress.address) ? undefined : egress.address,
     };
@@ -139,7 +149,7 @@ class Sender {
     // A reload may change HELO, limits or TLS: sessions of the old settings are not used again.
     const key = [target.address, target.host.port, target.host.name, lane.tls, lane.helo, lane.localAddress, hash].join(' ');
     for (;;) {
-      const kept = this.#pool.take(lane.id, key);
+      const kept = this.#pool.take(lane.id, key, lane.limits.connections);
       if (kept === undefined) break;
       const result = await this.#send(kept, key, lane, letter);
       // The peer had left, or had had enough of this connection: before anything was decided, so begin anew.
@@ -148,13 +158,13 @@ class Sender {
     const connected = await this.#connect(target, lane);
     if (connected.kind !== 'session') return this.#unconnected(connected, target);
     const { session } = connected;
-    this.#pool.add(lane.id, lane.label, session);
     return this.#judge(await this.#send(session, key, lane, letter), target, session, false);
   }
 
   async #send(session: OutboundSession, key: string, lane: Lane, letter: Letter): Promise<SendResult & { readonly sendMs: number }> {
     const startedAt = this.#parts.clock.now();
     try {
+      await this.#sending.pass(lane.caps.map(({ key: whose, messageRate }) => ({ key: whose, rate: messageRate })), this.#signal);
       const result = await session.send(letter);
       return { ...result, sendMs: this.#parts.clock.now() - startedAt };
     } finally {
@@ -167,9 +177,9 @@ class Sender {
     const known = this.#brokenTls.get(where);
     const remembered = lane.tls === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
     const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
-      await this.#turns.wait(lane.id, lane.limits.connectionRate, this.#signal);
-      this.#pool.makeRoom(lane.id, lane.limits.connections);
-      return connectSession({
+      const place = await this.#pool.place(lane.caps.flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#signal);
+      await this.#connecting.pass(lane.caps.map(({ key, connectionRate }) => ({ key, rate: connectionRate })), this.#signal);
+      const made = await connectSession({
         host: target.address,
         port: target.host.port,
         helo: lane.helo,
@@ -178,7 +188,13 @@ class Sender {
         signal: this.#signal,
         ...(lane.localAddress === undefined ? {} : { localAddress: lane.localAddress }),
         ...(this.#parts.timeouts === undefined ? {} : { timeouts: this.#parts.timeouts }),
+      }).catch((error: unknown) => {
+        place.free();
+        throw error;
       });
+      if (made.kind === 'session') this.#pool.add(place, lane.label, made.session);
+      else place.free();
+      return made;
     };
     const connected = await connect(remembered ? 'off' : lane.tls);
     if (connected.kind !== 'broken' || connected.phase !== 'tls' || lane.tls !== 'opportunistic' || this.#signal.aborted) return connected;
@@ -215,6 +231,10 @@ class Sender {
     return { next: false, outcome: kind === 'failed' ? { kind, deadAddress, ...common } : { kind, ...common } };
   }
 }
+
+const rated = ({ connections, connectionRate, messageRate }: LaneLimits): Omit<SharedLimit, 'key'> => ({
+  connections, ...(connectionRate !== undefined && { connectionRate }), ...(messageRate !== undefined && { messageRate }),
+});
 
 /** True when a kept session turned out to be over before this message was considered. */
 function isStale(result: SendResult): boolean {

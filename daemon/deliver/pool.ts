@@ -1,25 +1,43 @@
 // Open sessions, by lane. Callers may rely on: a session is lent to one attempt at a time; an idle one is
-// closed after the lane's idle time, after its share of deliveries, when the peer goes away, or when the
-// lane needs the room; the count of open connections per lane is exact. RFC 5321 §4.1.1.10.
+// closed after the lane's idle time, after its share of deliveries, when the peer goes away, or when room
+// is needed; no limit on open connections is ever exceeded, whether a lane's own or one that lanes share,
+// and a connection counts from before it is opened until it is gone. RFC 5321 §4.1.1.10.
 import type { Clock } from '../runtime/index.ts';
 import type { OutboundSession } from '../smtp/index.ts';
 
+/** A limit on open connections and whose it is: a lane's id, or what several lanes share. */
+export interface ConnectionCap {
+  readonly key: string;
+  readonly connections: number;
+}
+
+/** A place for one connection, taken before it is opened. */
+export interface Place {
+  readonly keys: readonly string[];
+  /** Nothing came of it. */
+  free(): void;
+}
+
 interface Idle {
+  readonly lane: string;
   readonly key: string;
   readonly session: OutboundSession;
   readonly stopTimer: () => void;
 }
 
-interface LaneSessions {
+interface Counted {
   open: number;
-  idle: Idle[];
+  /** Attempts that wait for a place here. */
+  readonly waiting: Set<() => void>;
 }
 
 export class SessionPool {
   readonly #clock: Clock;
   readonly #onCount: (label: string, change: 1 | -1) => void;
-  readonly #lanes = new Map<string, LaneSessions>();
-  readonly #sessions = new Map<OutboundSession, { readonly label: string }>();
+  readonly #counts = new Map<string, Counted>();
+  /** By lane, the one used last at the end. */
+  readonly #idle = new Map<string, Idle[]>();
+  readonly #sessions = new Map<OutboundSession, { readonly label: string; readonly keys: readonly string[] }>();
 
   /** `onCount` hears of each connection that opens (1) or ends (-1), with the label it was added under. */
   constructor(clock: Clock, onCount: (label: string, change: 1 | -1) => void) {
@@ -27,69 +45,73 @@ export class SessionPool {
     this.#onCount = onCount;
   }
 
-  /** An idle session to this target (`key`), the one used last, or undefined. */
-  take(lane: string, key: string): OutboundSession | undefined {
-    const known = this.#lanes.get(lane);
-    if (known === undefined) return undefined;
-    const at = known.idle.findLastIndex((idle) => idle.key === key && idle.session.usable);
+  /** An idle session to this target (`key`), the one used last, or undefined. Idle ones beyond `most` of the lane are ended first. */
+  take(lane: string, key: string, most = Number.POSITIVE_INFINITY): OutboundSession | undefined {
+    for (let surplus = this.open(lane) - most; surplus > 0; surplus--) if (!this.#endOldest(lane)) break;
+    const idle = this.#idle.get(lane) ?? [];
+    const at = idle.findLastIndex((one) => one.key === key && one.session.usable);
     if (at === -1) return undefined;
-    const [idle] = known.idle.splice(at, 1);
-    idle?.stopTimer();
-    return idle?.session;
+    const [found] = idle.splice(at, 1);
+    found?.stopTimer();
+    return found?.session;
   }
 
-  /** Closes the longest idle sessions until one more connection stays within `most`. */
-  makeRoom(lane: string, most: number): void {
-    const known = this.#lanes.get(lane);
-    if (known === undefined) return;
-    while (known.open >= most) {
-      const oldest = known.idle.shift();
-      if (oldest === undefined) return;
-      oldest.stopTimer();
-      // Counted as closed from here; nothing depends on the goodbye, and quit() never rejects.
-      void oldest.session.quit();
-      this.#forget(lane, oldest.session);
+  /** Waits until one more connection stays within every cap, ending idle ones where that helps; then it is counted. */
+  async place(caps: readonly ConnectionCap[], signal: AbortSignal): Promise<Place> {
+    for (;;) {
+      const full = caps.find(({ key, connections }) => this.open(key) >= connections);
+      if (full === undefined || signal.aborted) break;
+      this.#endIdleOf(full.key);
+      await this.#change(full.key, signal);
     }
+    const keys = caps.map(({ key }) => key);
+    for (const key of keys) this.#of(key).open++;
+    let taken = true;
+    return { keys, free: () => {
+      if (taken) this.#uncount(keys);
+      taken = false;
+    } };
   }
 
-  /** Counts a new session until it is gone. */
-  add(lane: string, label: string, session: OutboundSession): void {
-    const known = this.#lanes.get(lane) ?? { open: 0, idle: [] };
-    this.#lanes.set(lane, known);
-    known.open++;
-    this.#sessions.set(session, { label });
+  /** Counts a new session, on the place taken for it, until it is gone. */
+  add(place: Place, label: string, session: OutboundSession): void {
+    this.#sessions.set(session, { label, keys: place.keys });
     this.#onCount(label, 1);
-    session.onClosed(() => this.#forget(lane, session));
+    session.onClosed(() => this.#forget(session));
   }
 
   /** Takes a lent session back, or ends it when it has had its share. */
-  give(lane: string, key: string, session: OutboundSession, limits: { readonly deliveriesPerConnection: number; readonly idleMs: number }): void {
-    const known = this.#lanes.get(lane);
-    if (!session.usable || known === undefined) {
+  give(lane: string, key: string, session: OutboundSession, limits: { readonly deliveriesPerConnection: number | undefined; readonly idleMs: number; readonly connections: number }): void {
+    if (!session.usable || !this.#sessions.has(session)) {
       session.close();
       return;
     }
-    if (session.deliveries >= limits.deliveriesPerConnection || limits.idleMs <= 0) {
+    if (session.deliveries >= (limits.deliveriesPerConnection ?? Number.POSITIVE_INFINITY) || limits.idleMs <= 0 || this.open(lane) > limits.connections) {
       // Nothing depends on the goodbye, and quit() never rejects.
       void session.quit();
       return;
     }
+    const idle = this.#idle.get(lane) ?? [];
+    this.#idle.set(lane, idle);
     const stopTimer = this.#clock.after(limits.idleMs, () => {
-      known.idle = known.idle.filter((idle) => idle.session !== session);
+      this.#drop(lane, session);
       // As above.
       void session.quit();
     });
-    known.idle.push({ key, session, stopTimer });
+    idle.push({ lane, key, session, stopTimer });
+    // Somebody may want its place more than it does.
+    for (const counted of this.#sessions.get(session)?.keys ?? []) this.#wake(counted);
   }
 
-  /** Open connections of a lane, lent ones included. */
-  open(lane: string): number {
-    return this.#lanes.get(lane)?.open ?? 0;
+  /** Open connections of a lane or of what lanes share, lent ones and places included. */
+  open(key: string): number {
+    return this.#counts.get(key)?.open ?? 0;
   }
 
   /** Says goodbye on every idle session. */
   async closeIdle(): Promise<void> {
-    const idle = [...this.#lanes.values()].flatMap((lane) => lane.idle.splice(0));
+    const idle = [...this.#idle.values()].flat();
+    this.#idle.clear();
     await Promise.all(idle.map(({ session, stopTimer }) => {
       stopTimer();
       return session.quit();
@@ -101,16 +123,72 @@ export class SessionPool {
     for (const session of this.#sessions.keys()) session.close();
   }
 
-  #forget(lane: string, session: OutboundSession): void {
+  /** Ends the longest idle session counted under a key, whichever lane's it is. */
+  #endIdleOf(key: string): void {
+    if (this.#endOldest(key)) return;
+    for (const lane of this.#idle.keys()) {
+      const idle = this.#idle.get(lane) ?? [];
+      if (idle.some(({ session }) => this.#sessions.get(session)?.keys.includes(key) === true) && this.#endOldest(lane)) return;
+    }
+  }
+
+  #endOldest(lane: string): boolean {
+    const oldest = this.#idle.get(lane)?.shift();
+    if (oldest === undefined) return false;
+    oldest.stopTimer();
+    // It counts until it is gone; quit() never rejects.
+    void oldest.session.quit();
+    return true;
+  }
+
+  #change(key: string, signal: AbortSignal): Promise<void> {
+    return new Promise((resolve) => {
+      const { waiting } = this.#of(key);
+      const done = (): void => {
+        waiting.delete(done);
+        signal.removeEventListener('abort', done);
+        resolve();
+      };
+      waiting.add(done);
+      signal.addEventListener('abort', done);
+    });
+  }
+
+  #wake(key: string): void {
+    const next = this.#counts.get(key)?.waiting.values().next();
+    if (next?.done === false) next.value();
+  }
+
+  #of(key: string): Counted {
+    const known = this.#counts.get(key) ?? { open: 0, waiting: new Set() };
+    this.#counts.set(key, known);
+    return known;
+  }
+
+  #uncount(keys: readonly string[]): void {
+    for (const key of keys) {
+      const counted = this.#of(key);
+      counted.open--;
+      this.#wake(key);
+      if (counted.open === 0 && counted.waiting.size === 0) this.#counts.delete(key);
+    }
+  }
+
+  #forget(session: OutboundSession): void {
     const counted = this.#sessions.get(session);
     if (counted === undefined) return;
     this.#sessions.delete(session);
     this.#onCount(counted.label, -1);
-    const known = this.#lanes.get(lane);
-    if (known === undefined) return;
-    known.open--;
-    for (const idle of known.idle) if (idle.session === session) idle.stopTimer();
-    known.idle = known.idle.filter((idle) => idle.session !== session);
-    if (known.open === 0) this.#lanes.delete(lane);
+    const [lane = ''] = counted.keys;
+    this.#drop(lane, session);
+    this.#uncount(counted.keys);
+  }
+
+  #drop(lane: string, session: OutboundSession): void {
+    const idle = this.#idle.get(lane);
+    const at = idle?.findIndex((one) => one.session === session) ?? -1;
+    if (at === -1) return;
+    idle?.splice(at, 1)[0]?.stopTimer();
+    if (idle?.length === 0) this.#idle.delete(lane);
   }
 }

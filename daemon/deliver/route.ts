@@ -5,7 +5,7 @@
 import { isIP } from 'node:net';
 import { isPublicAddress, type Resolver } from '../dns/index.ts';
 import type { Clock } from '../runtime/index.ts';
-import type { LaneLimits, Route, Shaping } from '../settings/index.ts';
+import { laneLimits, type LaneLimits, type Route, type Shaping } from '../settings/index.ts';
 import type { BounceClass } from './classify.ts';
 
 export interface TargetHost {
@@ -19,6 +19,8 @@ export interface HostsRoute {
   readonly kind: 'hosts';
   /** Provider id, `route:<via>`, or the sorted MX set joined by commas: what a lane is named for. */
   readonly site: string;
+  /** Whose limits hold; '' where no provider matches. */
+  readonly provider: string;
   /** The site as a metric label, from a closed set: `other` where the site is not an operator's word. */
   readonly label: string;
   readonly hosts: readonly TargetHost[];
@@ -45,31 +47,40 @@ const HOSTS = 10;
 /** Where this A-label domain's mail goes now, and the milliseconds that may be remembered. */
 export async function resolveRoute(domain: string, context: RouteContext): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {
   const fixed = context.shaping.routes.find((route) => matchesDomain(route.domain, domain));
-  if (fixed !== undefined) return viaRoute(fixed, context.resolver);
-  if (context.sandbox) return { route: failed('sandbox', '5.4.4', 'this is a sandbox and no route of it leads to this domain'), ttlMs: FAILED_MS };
+  if (fixed !== undefined && fixed.loopbackMx === undefined) return viaRoute(fixed, context.resolver);
+  if (context.sandbox && fixed === undefined) return { route: failed('sandbox', '5.4.4', 'this is a sandbox and no route of it leads to this domain'), ttlMs: FAILED_MS };
   if (domain.startsWith('[')) return { route: failed('routing', '5.1.2', 'address literals are not mailed'), ttlMs: FAILED_MS };
+  const on: Reach = fixed?.loopbackMx !== undefined && context.sandbox ? { port: fixed.loopbackMx, allowed: (address) => address.startsWith('127.') } : PUBLIC;
   const mx = await context.resolver.mx(domain);
   if (mx.kind === 'failed') return { route: deferred('dns', `the MX look-up failed: ${mx.reason}`), ttlMs: DEFERRED_MS };
   // RFC 5321 §5.1: without MX the domain itself is its MX.
-  if (mx.kind === 'none') return viaMx([{ exchange: domain, preference: 0 }], FAILED_MS, true, context);
+  if (mx.kind === 'none') return viaMx([{ exchange: domain, preference: 0 }], FAILED_MS, true, context, on);
   // RFC 7505 §3
   if (mx.records.some((r) => isNull(r.exchange))) {
     if (mx.records.length === 1) return { route: { ...failed('bad-domain', '5.1.10', 'the domain takes no mail (null MX)'), deadAddress: true }, ttlMs: mx.ttlSeconds * 1_000 };
-    return viaMx(mx.records.filter((r) => !isNull(r.exchange)), mx.ttlSeconds * 1_000, false, context);
+    return viaMx(mx.records.filter((r) => !isNull(r.exchange)), mx.ttlSeconds * 1_000, false, context, on);
   }
-  return viaMx(mx.records, mx.ttlSeconds * 1_000, false, context);
+  return viaMx(mx.records, mx.ttlSeconds * 1_000, false, context, on);
 }
 
 // A wrong failure is corrected within minutes, a resolver's bad moment within half of one.
 const FAILED_MS = 300_000;
 const DEFERRED_MS = 30_000;
 
+/** Which addresses an MX may have, and the port mail is taken on there. */
+interface Reach {
+  readonly port: number;
+  readonly allowed: (address: string) => boolean;
+}
+
+const PUBLIC: Reach = { port: 25, allowed: isPublicAddress };
+
 interface Exchange {
   readonly exchange: string;
   readonly preference: number;
 }
 
-async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: boolean, context: RouteContext): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {
+async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: boolean, context: RouteContext, on: Reach): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {
   const all = records.map((r) => ({ name: canonical(r.exchange), preference: r.preference }));
   // RFC 5321 §5.1 MUST: only hosts preferred to ourselves, lest mail runs in a circle.
   const own = all.find((h) => h.name === canonical(context.hostname));
@@ -84,14 +95,14 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
     const answer = answers[i];
     if (answer?.kind === 'failed') failedLookup = true;
     if (answer?.kind !== 'found') continue;
-    const addresses = answer.records.filter((address) => isPublicAddress(address));
+    const addresses = answer.records.filter(on.allowed);
     if (addresses.length < answer.records.length) hidden = true;
-    if (addresses.length > 0) hosts.push({ ...host, addresses, port: 25 });
+    if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port });
     ttlMs = Math.min(ttlMs, answer.ttlSeconds * 1_000);
   }
   if (hosts.length > 0) {
     const site = siteName(context.shaping, usable.map((h) => h.name));
-    return { route: { kind: 'hosts', ...site, hosts, tls: laneLimits(context.shaping, site.site).tls, viaRoute: false }, ttlMs };
+    return { route: { kind: 'hosts', ...site, hosts, tls: laneLimits(context.shaping, { egress: '', provider: site.provider }).tls, viaRoute: false }, ttlMs };
   }
   if (failedLookup) return { route: deferred('dns', 'the address look-up of every MX host failed'), ttlMs: DEFERRED_MS };
   if (hidden) return { route: failed('routing', '5.4.4', 'every MX host of the domain has a private address'), ttlMs: FAILED_MS };
@@ -113,12 +124,7 @@ async function viaRoute(route: Route, resolver: Resolver): Promise<{ readonly ro
   }
   if (hosts.length === 0) return { route: deferred('dns', 'no host of the configured route has an address'), ttlMs: DEFERRED_MS };
   const site = `route:${route.via.map(({ host, port }) => `${host}:${port}`).join(',')}`;
-  return { route: { kind: 'hosts', site, label: site, hosts, tls: route.tls, viaRoute: true }, ttlMs: FAILED_MS };
-}
-
-/** The limits that hold for a site: its provider's, else the defaults. */
-export function laneLimits(shaping: Shaping, site: string): LaneLimits {
-  return shaping.providers.find((provider) => provider.id === site)?.limits ?? shaping.defaults;
+  return { route: { kind: 'hosts', site, provider: '', label: site, hosts, tls: route.tls, viaRoute: true }, ttlMs: FAILED_MS };
 }
 
 /** By preference, equals in random order (RFC 5321 §5.1 MUST). */
@@ -130,10 +136,11 @@ export function orderHosts<Host extends { readonly preference: number }>(hosts: 
     .map(({ host }) => host);
 }
 
-function siteName(shaping: Shaping, names: readonly string[]): { readonly site: string; readonly label: string } {
+function siteName(shaping: Shaping, names: readonly string[]): { readonly site: string; readonly provider: string; readonly label: string } {
   const provider = shaping.providers.find((p) => names.every((name) => p.match.some((m) => (m.startsWith('.') ? name.endsWith(m) : name === m))));
-  if (provider !== undefined) return { site: provider.id, label: provider.id };
-  return { site: [...new Set(names)].sort().join(','), label: 'other' };
+  const own = [...new Set(names)].sort().join(',');
+  if (provider === undefined) return { site: own, provider: '', label: 'other' };
+  return { site: provider.sites === 'apart' ? `${provider.id}:${own}` : provider.id, provider: provider.id, label: provider.id };
 }
 
 function matchesDomain(pattern: string, domain: string): boolean {

@@ -1,44 +1,57 @@
-// The rate at which a lane may open connections. Attempts that need a new one wait here for their turn;
-// they hold their place in the lane meanwhile, so that no more of them can pile up than the lane has
-// connections. Kept per lane, exact (GCRA), gone again when the lane has been quiet.
-import { Gcra } from '../mail/index.ts';
+// The rates at which connections may be opened and messages sent, kept where they happen: an attempt waits
+// here at the last moment, so that what the receiver sees is what the rates say, however long the way there
+// took. It holds its place in the lane meanwhile, so that no more of them can pile up than the lane has
+// connections. One rate may be shared by several lanes. Exact (Pace), and gone when it has been quiet.
+import { Pace } from '../mail/index.ts';
 import type { Clock } from '../runtime/index.ts';
 import type { Rate } from '../settings/index.ts';
 
-// Lanes remembered: as many as can be busy at once on one machine.
-const LANES = 10_000;
+// Rates remembered: as many lanes as can be busy at once on one machine.
+const PACES = 10_000;
 
-/** One for all lanes. */
-export class ConnectionTurns {
+/** A rate and whose it is. */
+export interface Paced {
+  readonly key: string;
+  readonly rate: Rate | undefined;
+}
+
+/** One for all connections, one for all messages. */
+export class Turnstile {
   readonly #clock: Clock;
-  readonly #lanes = new Map<string, { readonly rate: Rate; readonly gcra: Gcra }>();
+  readonly #paces = new Map<string, { readonly rate: Rate; readonly pace: Pace }>();
 
   constructor(clock: Clock) {
     this.#clock = clock;
   }
 
-  /** Resolves when the lane may open a connection; at once without a rate or when `signal` is aborted. */
-  async wait(lane: string, rate: Rate | undefined, signal: AbortSignal): Promise<void> {
-    if (rate === undefined) return;
-    const gcra = this.#of(lane, rate);
-    for (let ms = gcra.take(this.#clock.now()); ms > 0 && !signal.aborted; ms = gcra.take(this.#clock.now())) {
+  /** Resolves when all these rates allow one more, which is then counted; at once without a rate or when `signal` is aborted. */
+  async pass(rates: readonly Paced[], signal: AbortSignal): Promise<void> {
+    for (;;) {
+      const now = this.#clock.now();
+      const paces = rates.flatMap(({ key, rate }) => (rate === undefined ? [] : [this.#of(key, rate, now)]));
+      const waitMs = Math.max(0, ...paces.map((pace) => pace.wait(now)));
+      if (waitMs === 0 || signal.aborted) {
+        for (const pace of paces) pace.take(now);
+        return;
+      }
       await new Promise<void>((resolve) => {
-        const cancel = this.#clock.after(ms, resolve);
-        signal.addEventListener('abort', () => {
+        const done = (): void => {
           cancel();
+          signal.removeEventListener('abort', done);
           resolve();
-        }, { once: true });
+        };
+        const cancel = this.#clock.after(waitMs, done);
+        signal.addEventListener('abort', done);
       });
     }
   }
 
-  #of(lane: string, rate: Rate): Gcra {
-    const known = this.#lanes.get(lane);
-    if (known !== undefined && known.rate.count === rate.count && known.rate.perMs === rate.perMs && known.rate.burst === rate.burst) return known.gcra;
-    const now = this.#clock.now();
-    if (this.#lanes.size >= LANES) for (const [id, { gcra }] of this.#lanes) if (gcra.idle(now)) this.#lanes.delete(id);
-    const gcra = new Gcra(rate);
-    this.#lanes.set(lane, { rate, gcra });
-    return gcra;
+  #of(key: string, rate: Rate, now: number): Pace {
+    const known = this.#paces.get(key);
+    if (known !== undefined && known.rate.count === rate.count && known.rate.perMs === rate.perMs && known.rate.burst === rate.burst) return known.pace;
+    if (this.#paces.size >= PACES) for (const [id, { pace }] of this.#paces) if (pace.idle(now)) this.#paces.delete(id);
+    const pace = new Pace(rate);
+    this.#paces.set(key, { rate, pace });
+    return pace;
   }
 }

@@ -9,7 +9,7 @@ export { parseHeaderToken, type HeaderToken } from './content-type.ts';
 export { indexMime, type MimeIndex, type MimeLeaf, type Closed, type ContentEncoding } from './mime.ts';
 export { decodeQp, encodeQpRun, lastAtMost, type QpText } from './qp.ts';
 export { networkOf } from './network.ts';
-export { Gcra } from './rate.ts';
+export { Gcra, Pace } from './rate.ts';
 export { REPLIES } from './replies.ts';
 export { BASIS_FACTS, LEGAL_BASES, type BasisFact, type LegalBasis } from './permission.ts';
 export { comparableText, showing, shownText } from './shown-text.ts';

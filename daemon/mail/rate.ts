@@ -16,15 +16,75 @@ export class Gcra {
 
   /** Takes `units` now. @returns 0 when taken, else the ms to wait; nothing is taken then */
   take(now: number, units = 1): number {
-    const due = Math.max(this.#dueAt, now);
-    const earliest = due + this.#intervalMs * (units - 1) - this.#toleranceMs;
-    if (earliest > now) return Math.ceil(earliest - now);
-    this.#dueAt = due + this.#intervalMs * units;
-    return 0;
+    const waitMs = this.wait(now, units);
+    if (waitMs === 0) this.#dueAt = Math.max(this.#dueAt, now) + this.#intervalMs * units;
+    return waitMs;
+  }
+
+  /** What take() would answer; nothing is taken. */
+  wait(now: number, units = 1): number {
+    const earliest = Math.max(this.#dueAt, now) + this.#intervalMs * (units - 1) - this.#toleranceMs;
+    return earliest > now ? Math.ceil(earliest - now) : 0;
   }
 
   /** Nothing of the past weighs any more: the state may be dropped. */
   idle(now: number): boolean {
     return this.#dueAt <= now;
+  }
+}
+
+// A receiver counts when messages arrive, not when they were sent: a hundredth more than the window lies
+// between the first and the one too many, so that what the way adds does not make it one too many there.
+const SLACK = 1.01;
+// What a late timer or a pause of the process cost may be caught up; more would look like a burst.
+const CATCH_UP_MS = 50;
+// Times kept for one rate: 8 KiB. Higher counts are kept in parts of their window.
+const TIMES = 1_000;
+
+/**
+ * A rate towards a receiver, kept strictly: in no stretch of `perMs` more than `count`, whatever the burst. Units are spaced
+ * evenly; a burst may come at once, and what was missed is made up as far as the window allows. Pure, like Gcra.
+ */
+export class Pace {
+  readonly #windowMs: number;
+  readonly #count: number;
+  readonly #intervalMs: number;
+  readonly #burstMs: number;
+  readonly #catchUpMs: number;
+  /** When the next is due if everybody is on time. */
+  #dueAt = 0;
+  /** The last `count` times, a ring. */
+  readonly #times: number[] = [];
+  #next = 0;
+  #last = 0;
+
+  constructor(rate: { readonly count: number; readonly perMs: number; readonly burst: number }) {
+    const parts = Math.ceil(rate.count / TIMES);
+    this.#count = Math.floor(rate.count / parts);
+    this.#windowMs = (rate.perMs / parts) * SLACK;
+    this.#intervalMs = rate.perMs / rate.count;
+    this.#burstMs = this.#intervalMs * (Math.max(1, rate.burst) - 1);
+    this.#catchUpMs = Math.min(CATCH_UP_MS, rate.perMs / 20);
+  }
+
+  /** Ms until one more fits; 0: now. */
+  wait(now: number): number {
+    const oldest = this.#times.length < this.#count ? undefined : this.#times[this.#next];
+    const windowMs = oldest === undefined ? 0 : oldest + this.#windowMs - now;
+    return Math.max(0, Math.ceil(windowMs), Math.ceil(this.#dueAt - this.#burstMs - now));
+  }
+
+  /** Counts one now. */
+  take(now: number): void {
+    // A little late is late by a timer, and made up; much later is a rest, and a rest is not saved up.
+    this.#dueAt = (now - this.#dueAt > this.#catchUpMs ? now : this.#dueAt) + this.#intervalMs;
+    this.#times[this.#next] = now;
+    this.#next = (this.#next + 1) % this.#count;
+    this.#last = now;
+  }
+
+  /** Nothing of the past weighs any more: the state may be dropped. */
+  idle(now: number): boolean {
+    return this.#last + this.#windowMs <= now && this.#dueAt <= now;
   }
 }

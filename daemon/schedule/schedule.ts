@@ -6,11 +6,12 @@
 // Callers may rely on: a row is handed to `run` by one lane only and never twice at once; `run` is not
 // called while the lane's limits forbid it; when `run` rejects (a bug) the row stays where it was and is
 // tried again after a pause, and nothing is lost. Nothing is started after stop().
-import { Gcra, type Due } from '../mail/index.ts';
+import type { Due, Outcome } from '../mail/index.ts';
 import type { Clock, Log, Metrics } from '../runtime/index.ts';
-import type { LaneLimits } from '../settings/index.ts';
+import type { LaneLimits, SharedLimit, TotalLimits } from '../settings/index.ts';
 import type { QueueHead, QueueId, Spool, Waiting } from '../spool/index.ts';
 import { TimeHeap } from './heap.ts';
+import { laneGates, Permits, tenantGates, type GateLimits, type Held, type Permit } from './permits.ts';
 import { Turns } from './turns.ts';
 
 /** Which lane a queue's mail takes. */
@@ -21,12 +22,22 @@ export interface LaneName {
   readonly label: string;
   /** Egress source, an id of shaping.yaml. */
   readonly egress: string;
+  /** '' where none matches. */
+  readonly provider: string;
+}
+
+/** What may go on a lane at this moment. */
+export interface LaneRules {
+  readonly limits: LaneLimits;
+  readonly shared: readonly SharedLimit[];
+  /** Nothing goes before this; 0: no such time. */
+  readonly pausedUntil: number;
+  readonly pausedFor: string;
 }
 
 /** Where a queue's mail goes: the lane and whatever the deliverer needs to get there. */
 export interface Routed<Route> {
   readonly lane: LaneName;
-  readonly limits: LaneLimits;
   readonly route: Route;
 }
 
@@ -37,8 +48,14 @@ export interface ScheduleOptions<Route> {
   readonly metrics: Metrics;
   /** Finds the lane of a domain. A rejection counts as a bug; "no route" is a Route too, and `run` records it. */
   readonly route: (tenant: string, domain: string) => Promise<Routed<Route>>;
+  /** What holds for a lane now; asked before every attempt, so that a change is felt by the next. */
+  readonly rules: (lane: LaneName) => LaneRules;
+  /** What a tenant may send in all. */
+  readonly total?: (tenant: string) => TotalLimits | undefined;
+  /** Until when a tenant may send nothing on a lane; 0: it may. */
+  readonly tenantPausedUntil?: (lane: string, tenant: string) => number;
   /** Makes one attempt and settles it durably. `reached` false: the site could not be connected to. */
-  readonly run: (due: Due, lane: LaneName, route: Route) => Promise<{ readonly reached: boolean }>;
+  readonly run: (due: Due, lane: LaneName, route: Route) => Promise<{ readonly reached: boolean; readonly outcome?: Outcome }>;
 }
 
 /** What `postern queue` and `top` show of a lane. */
@@ -49,6 +66,10 @@ export interface LaneView {
   /** ms since the epoch, 0 when it is not paused. */
   readonly pausedUntil: number;
   readonly pausedFor: string;
+  /** Why nothing more starts at this moment, although something waits; absent: it may. */
+  readonly held?: { readonly by: string; readonly since: number; readonly until: number };
+  /** Queues (tenant and domain) that have mail for it now. */
+  readonly queues: number;
 }
 
 interface Queue<Route> {
@@ -67,14 +88,13 @@ interface Queue<Route> {
 
 interface Lane<Route> {
   readonly name: LaneName;
-  limits: LaneLimits;
-  rate: Gcra | undefined;
   readonly turns: Turns<Queue<Route>>;
   active: number;
   pausedUntil: number;
   pausedFor: string;
   unreached: number;
-  timer: (() => void) | undefined;
+  timer: { readonly at: number; readonly cancel: () => void } | undefined;
+  held: { readonly by: string; readonly since: number; readonly until: number } | undefined;
 }
 
 /** Rows read ahead for one queue: enough to keep a lane busy, few enough to be fair with memory. */
@@ -102,6 +122,10 @@ export class Schedule<Route> {
   #stopped = false;
   #idle: (() => void) | undefined;
   #active = 0;
+  readonly #permits = new Permits((id) => {
+    const lane = this.#lanes.get(id);
+    if (lane !== undefined) this.#pump(lane);
+  });
 
   constructor(options: ScheduleOptions<Route>) {
     this.#options = options;
@@ -139,15 +163,43 @@ export class Schedule<Route> {
   async stop(): Promise<void> {
     this.#stopped = true;
     this.#timer?.();
-    for (const lane of this.#lanes.values()) lane.timer?.();
+    for (const lane of this.#lanes.values()) lane.timer?.cancel();
     if (this.#active > 0) await new Promise<void>((resolve) => (this.#idle = resolve));
   }
 
   lanes(): LaneView[] {
-    return [...this.#lanes.values()].map((lane) => ({
-      lane: lane.name.id, active: lane.active, connections: lane.limits.connections,
-      pausedUntil: lane.pausedUntil > this.#options.clock.now() ? lane.pausedUntil : 0, pausedFor: lane.pausedFor,
-    }));
+    const now = this.#options.clock.now();
+    return [...this.#lanes.values()].map((lane) => {
+      const rules = this.#rules(lane);
+      return {
+        lane: lane.name.id, active: lane.active, connections: rules.limits.connections, queues: lane.turns.size,
+        pausedUntil: rules.pausedUntil > now ? rules.pausedUntil : 0, pausedFor: rules.pausedUntil > now ? rules.pausedFor : '',
+        ...(lane.held !== undefined && { held: lane.held }),
+      };
+    });
+  }
+
+  /** Something about limits or pauses has changed: what may go now goes. */
+  refresh(): void {
+    for (const lane of this.#lanes.values()) {
+      lane.timer?.cancel();
+      lane.timer = undefined;
+      this.#pump(lane);
+      this.#dropIdle(lane);
+    }
+  }
+
+  /** Lanes may have changed altogether: every queue looks for its lane anew. What is under way goes on. */
+  reroute(): void {
+    for (const lane of this.#lanes.values()) {
+      for (const queue of lane.turns.all()) {
+        lane.turns.remove(queue);
+        queue.lane = undefined;
+        queue.rows = [];
+        this.#toLane(queue);
+      }
+    }
+    this.refresh();
   }
 
   #park(queue: Queue<Route>, at: number): void {
@@ -202,18 +254,9 @@ export class Schedule<Route> {
 
   #routed(queue: Queue<Route>, routed: Routed<Route>): void {
     if (this.#stopped) return;
-    let lane = this.#lanes.get(routed.lane.id);
-    if (lane === undefined) {
-      lane = { name: routed.lane, limits: routed.limits, rate: undefined, turns: new Turns(), active: 0, pausedUntil: 0, pausedFor: '', unreached: 0, timer: undefined };
-      lane.rate = routed.limits.messageRate === undefined ? undefined : new Gcra(routed.limits.messageRate);
-      this.#lanes.set(routed.lane.id, lane);
-    } else if (lane.limits !== routed.limits) {
-      // A reload may have changed the limits: they hold from here on, for what is already queued too.
-      if (JSON.stringify(lane.limits.messageRate) !== JSON.stringify(routed.limits.messageRate)) {
-        lane.rate = routed.limits.messageRate === undefined ? undefined : new Gcra(routed.limits.messageRate);
-      }
-      lane.limits = routed.limits;
-    }
+    const lane = this.#lanes.get(routed.lane.id)
+      ?? { name: routed.lane, turns: new Turns<Queue<Route>>(), active: 0, pausedUntil: 0, pausedFor: '', unreached: 0, timer: undefined, held: undefined };
+    this.#lanes.set(routed.lane.id, lane);
     queue.state = 'active';
     queue.lane = lane;
     queue.route = routed.route;
@@ -225,32 +268,63 @@ export class Schedule<Route> {
   /** Starts as many attempts as the lane may make now, and sets a timer when only time is missing. */
   #pump(lane: Lane<Route>): void {
     const { clock } = this.#options;
-    while (!this.#stopped && lane.active < lane.limits.connections && !lane.turns.empty) {
+    while (!this.#stopped && !lane.turns.empty) {
       const now = clock.now();
-      if (lane.pausedUntil > now) return this.#later(lane, lane.pausedUntil - now);
-      const queue = lane.turns.next();
-      if (queue === undefined) return;
+      const rules = this.#rules(lane);
+      if (rules.pausedUntil > now) return this.#hold(lane, { by: rules.pausedFor, until: rules.pausedUntil }, now);
+      const gates = laneGates(lane.name.id, rules.limits, rules.shared);
+      const held = this.#permits.holds(lane.name.id, gates, now);
+      if (held !== undefined) return this.#hold(lane, held, now);
+      const first: { held?: Held } = {};
+      const queue = lane.turns.next((tenant) => {
+        const why = this.#tenantHeld(lane, tenant, rules.limits, now);
+        // The earliest to end decides when to look again; one that waits for an attempt needs no timer.
+        if (why !== undefined && (first.held === undefined || (why.until > 0 && (first.held.until === 0 || why.until < first.held.until)))) first.held = why;
+        return why === undefined;
+      });
+      if (queue === undefined) return this.#hold(lane, first.held ?? { by: 'nothing waits', until: 0 }, now);
       const row = this.#nextRow(queue, now);
       if (row === undefined) {
         lane.turns.remove(queue);
         this.#settleQueue(queue);
         continue;
       }
-      const waitMs = lane.rate?.take(now) ?? 0;
-      if (waitMs > 0) {
-        queue.rows.unshift(row);
-        return this.#later(lane, waitMs);
-      }
-      this.#launch(lane, queue, row);
+      this.#launch(lane, queue, row, this.#permits.take([...gates, ...this.#tenantGates(lane, queue.tenant, rules.limits)], now));
     }
+    lane.held = undefined;
   }
 
-  #later(lane: Lane<Route>, ms: number): void {
-    if (lane.timer !== undefined) return;
-    lane.timer = this.#options.clock.after(Math.max(1, ms), () => {
+  /** The rules of the moment, with the schedule's own pause for a site that is down. */
+  #rules(lane: Lane<Route>): LaneRules {
+    const rules = this.#options.rules(lane.name);
+    return lane.pausedUntil > rules.pausedUntil ? { ...rules, pausedUntil: lane.pausedUntil, pausedFor: lane.pausedFor } : rules;
+  }
+
+  #tenantGates(lane: Lane<Route>, tenant: string, limits: LaneLimits): readonly GateLimits[] {
+    return tenantGates(lane.name.id, tenant, limits, this.#options.total?.(tenant));
+  }
+
+  #tenantHeld(lane: Lane<Route>, tenant: string, limits: LaneLimits, now: number): Held | undefined {
+    const until = this.#options.tenantPausedUntil?.(lane.name.id, tenant) ?? 0;
+    if (until > now) return { by: `tenant ${tenant} rests on this lane`, until };
+    return this.#permits.holds(lane.name.id, this.#tenantGates(lane, tenant, limits), now);
+  }
+
+  #hold(lane: Lane<Route>, { by, until }: Held, now: number): void {
+    if (lane.held?.by !== by) lane.held = { by, since: now, until };
+    else if (lane.held.until !== until) lane.held = { ...lane.held, until };
+    if (until > 0) this.#later(lane, until);
+  }
+
+  #later(lane: Lane<Route>, at: number): void {
+    if (lane.timer !== undefined && lane.timer.at <= at) return;
+    lane.timer?.cancel();
+    const cancel = this.#options.clock.after(Math.max(1, at - this.#options.clock.now()), () => {
       lane.timer = undefined;
       this.#pump(lane);
+      this.#dropIdle(lane);
     });
+    lane.timer = { at, cancel };
   }
 
   #nextRow(queue: Queue<Route>, now: number): Waiting | undefined {
@@ -264,7 +338,7 @@ export class Schedule<Route> {
     return queue.rows.shift();
   }
 
-  #launch(lane: Lane<Route>, queue: Queue<Route>, row: Waiting): void {
+  #launch(lane: Lane<Route>, queue: Queue<Route>, row: Waiting, permit: Permit): void {
     const { run, clock } = this.#options;
     const key = rowKey(row);
     const route = queue.route as Route;
@@ -278,7 +352,8 @@ export class Schedule<Route> {
       queue.running.delete(key);
       lane.active -= 1;
       this.#active -= 1;
-        if (queue.rows.length === 0 && !queue.fresh && queue.running.size === 0) this.#settleQueue(queue);
+      this.#permits.give(permit);
+      if (queue.rows.length === 0 && !queue.fresh && queue.running.size === 0) this.#settleQueue(queue);
       this.#pump(lane);
       this.#dropIdle(lane);
       if (this.#active === 0) this.#idle?.();
@@ -319,7 +394,8 @@ export class Schedule<Route> {
   #dropIdle(lane: Lane<Route>): void {
     // A lane that is paused or rate-limited keeps its state, or a quiet second would reset its limits.
     const now = this.#options.clock.now();
-    if (lane.active > 0 || !lane.turns.empty || lane.rate?.idle(now) === false || lane.pausedUntil > now) return;
+    if (lane.active > 0 || !lane.turns.empty || !this.#permits.idle(lane.name.id, now) || lane.pausedUntil > now || this.#lanes.get(lane.name.id) !== lane) return;
+    lane.timer?.cancel();
     this.#lanes.delete(lane.name.id);
   }
 

@@ -6,6 +6,11 @@
 export class Turns<Queue extends { readonly tenant: string }> {
   readonly #tenants: { readonly tenant: string; readonly queues: Queue[] }[] = [];
 
+  /** Queues in it. */
+  get size(): number {
+    return this.#tenants.reduce((sum, { queues }) => sum + queues.length, 0);
+  }
+
   get empty(): boolean {
     return this.#tenants.length === 0;
   }
@@ -17,15 +22,20 @@ export class Turns<Queue extends { readonly tenant: string }> {
     else if (!ring.queues.includes(queue)) ring.queues.push(queue);
   }
 
-  /** The queue whose turn it is; it and its tenant go to the end. */
-  next(): Queue | undefined {
-    const ring = this.#tenants.shift();
-    if (ring === undefined) return undefined;
-    const queue = ring.queues.shift();
-    if (queue === undefined) return this.next();
+  /** The queue whose turn it is; it and its tenant go to the end. Tenants that may not go now keep their place. */
+  next(mayGo: (tenant: string) => boolean = () => true): Queue | undefined {
+    const at = this.#tenants.findIndex(({ tenant }) => mayGo(tenant));
+    const [ring] = at === -1 ? [] : this.#tenants.splice(at, 1);
+    const queue = ring?.queues.shift();
+    if (ring === undefined || queue === undefined) return undefined;
     ring.queues.push(queue);
     this.#tenants.push(ring);
     return queue;
+  }
+
+  /** Everything in it. */
+  all(): readonly Queue[] {
+    return this.#tenants.flatMap(({ queues }) => queues);
   }
 
   /** Takes a queue out, for it has nothing to send. */

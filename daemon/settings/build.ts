@@ -4,9 +4,9 @@ import { createHash } from 'node:crypto';
 import { getServers } from 'node:dns';
 import type { LegalBasis } from '../mail/index.ts';
 import type { TreeFiles } from './files.ts';
-import type { ServerInput, ShapingInput, TenantInput } from './schema.ts';
+import type { ServerInput, TenantInput } from './schema.ts';
 import { pngSize } from './png.ts';
-import type { ApiToken, Brand, Credential, LaneLimits, Listen, Policy, Server, Shaping, Stream, Tenant } from './settings.ts';
+import type { ApiToken, Brand, Credential, Listen, Policy, Server, Stream, Tenant } from './settings.ts';
 
 const DAY_MS = 86_400_000;
 
@@ -154,39 +154,7 @@ export function hashPolicy(text: Buffer, permissions: Permissions): string {
   return createHash('sha256').update(text).update('\0').update(canonical).digest('hex');
 }
 
-/** shaping.yaml as the rooms read it; a provider's limits are complete, with what it leaves out taken from the defaults. */
-export function buildShaping(input: ShapingInput): Shaping {
-  const base = input.defaults;
-  const defaults: LaneLimits = {
-    connections: base.connections,
-    connectionRate: base.connection_rate,
-    messageRate: base.message_rate,
-    deliveriesPerConnection: base.deliveries_per_connection,
-    tls: base.tls,
-    idleMs: base.idle,
-  };
-  return deepFreeze({
-    defaults,
-    providers: input.providers.map((one) => ({
-      id: one.id,
-      match: one.match,
-      limits: {
-        connections: one.connections ?? defaults.connections,
-        // `unset` is undefined too, so it is the key that tells whether something was said.
-        connectionRate: 'connection_rate' in one ? one.connection_rate : defaults.connectionRate,
-        messageRate: 'message_rate' in one ? one.message_rate : defaults.messageRate,
-        deliveriesPerConnection: one.deliveries_per_connection ?? defaults.deliveriesPerConnection,
-        tls: one.tls ?? defaults.tls,
-        idleMs: one.idle ?? defaults.idleMs,
-      },
-    })),
-    routes: input.routes.map((one) => ({ domain: one.domain, via: one.via, tls: one.tls })),
-    retry: { firstMs: input.retry.first, maxMs: input.retry.max },
-    egress: input.egress,
-  });
-}
-
-function deepFreeze<T>(value: T): T {
+export function deepFreeze<T>(value: T): T {
   if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
     Object.freeze(value);
     for (const inner of Object.values(value)) deepFreeze(inner);

@@ -64,7 +64,11 @@ export function checkShaping(source: Source, shaping: ShapingInput, server: Serv
     ...twice(source, shaping.egress, 'egress', 'address'),
     ...unreachableProviders(source, shaping),
   ];
+  problems.push(...checkLayers(source, shaping));
   for (const [i, route] of shaping.routes.entries()) {
+    if (route.via.length === 0 && route.loopback_mx === undefined) problems.push(source.problem(['routes', i, 'via'], 'this key is missing, or an empty list'));
+    if (route.loopback_mx !== undefined && route.via.length > 0) problems.push(source.problem(['routes', i, 'loopback_mx'], 'stands beside via; one of them leads there'));
+    if (route.loopback_mx !== undefined && server?.sandbox === false) problems.push(source.problem(['routes', i, 'loopback_mx'], 'only a sandbox may look for MX hosts on loopback'));
     const above = shaping.routes.slice(0, i).find((earlier) => routeCovers(earlier.domain, route.domain));
     if (above !== undefined) problems.push(source.problem(['routes', i, 'domain'], `never reached: the route for ${above.domain} stands above it`));
     for (const [j, at] of route.via.entries()) {
@@ -78,6 +82,19 @@ export function checkShaping(source: Source, shaping: ShapingInput, server: Serv
   if (shaping.retry.first > shaping.retry.max) problems.push(source.problem(['retry', 'first'], 'longer than retry.max'));
   if (shaping.retry.first < 1_000) problems.push(source.problem(['retry', 'first'], 'expected at least 1s'));
   return problems;
+}
+
+/** What layers say of sources and tenants, and totals that a single lane could not even use. */
+function checkLayers(source: Source, shaping: ShapingInput): Problem[] {
+  const sources = shaping.egress.map((one) => one.id);
+  return [
+    ...twice(source, shaping.tenants, 'tenants', 'id'),
+    ...shaping.providers.flatMap((provider, i) => provider.egress.flatMap((one, j) => {
+      const path = ['providers', i, 'egress', j, 'id'];
+      if (!sources.includes(one.id)) return [source.problem(path, sources.length === 0 ? 'no egress source is declared' : hint(one.id, sources))];
+      return provider.egress.slice(0, j).some((earlier) => earlier.id === one.id) ? [source.problem(path, `${show(one.id)} stands here twice`)] : [];
+    })),
+  ];
 }
 
 function leadsTo(at: Listen, door: Listen): boolean {

@@ -82,6 +82,7 @@ function declaredKeys(file: string, schema: Described, prefix: string): Declared
 }
 
 function typeName(schema: Described): string {
+  if (schema.anyOf?.some((one) => one.type === 'integer') === true) return 'number, unset';
   if (schema.enum !== undefined) return schema.enum.map(String).join(', ');
   if (schema.type === 'array') return schema.items?.properties === undefined ? 'list' : 'list of maps';
   if (schema.type === 'object') return 'map';

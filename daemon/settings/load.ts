@@ -1,12 +1,13 @@
 // Reads a whole tree and answers with one frozen snapshot or with every problem at once. Nothing is
 // half-loaded: one fault anywhere and there are no settings. `postern check`, the start and each reload
 // all come through here, so that what the check passes the daemon takes.
-import { buildServer, buildShaping, buildTenant } from './build.ts';
+import { buildServer, buildTenant } from './build.ts';
 import { checkServer, checkShaping, checkTenants, type TenantFile } from './check.ts';
 import { TreeFiles } from './files.ts';
 import { buildProfiles, checkProfiles, strictestOf } from './profiles.ts';
 import { sortProblems, type Problem } from './problem.ts';
 import { profilesSchema, serverSchema, shapingSchema, tenantSchema } from './schema.ts';
+import { buildShaping } from './shaping.ts';
 import type { Credential, Settings, Tenant } from './settings.ts';
 import { applySchema, readSource, type Source } from './source.ts';
 import { isOperatorId } from './values.ts';

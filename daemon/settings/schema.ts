@@ -145,36 +145,61 @@ export const tenantSchema = z.strictObject({
 });
 
 const laneKeys = {
-  connections: { says: 'Most open connections to one site.', reason: "KumoMTA's default; no large receiver minds" },
-  connection_rate: { says: 'Most new connections to one site.', reason: "KumoMTA's default" },
-  message_rate: { says: 'Most messages to one site.', reason: "KumoMTA's default" },
+  connections: { says: 'Most open connections of a lane: one egress source towards one site.', reason: "KumoMTA's default; no large receiver minds" },
+  connection_rate: { says: 'Most new connections of a lane.', reason: "KumoMTA's default" },
+  message_rate: { says: 'Most messages of a lane; evenly spaced unless a burst is written.', reason: "KumoMTA's default" },
   deliveries_per_connection: { says: 'Most messages over one connection.', reason: "KumoMTA's default" },
   tls: { says: 'opportunistic: TLS where offered; required: mail waits rather than go in clear; off: never.', reason: 'RFC 7435: some protection most of the time' },
   idle: { says: 'How long an unused connection is kept.', reason: "KumoMTA's default, below the 5 min a server waits" },
+  tenant_connections: { says: 'Most connections of a lane that one tenant may have at work.', reason: 'tenants take turns anyway' },
+  tenant_message_rate: { says: 'Most messages of one tenant on a lane.', reason: 'tenants take turns anyway' },
 } as const;
 const connections = v.count(1, 10_000);
-const deliveries = v.count(1, 100_000);
+const deliveries = v.countOrUnset(1, 100_000);
+const tenantConnections = v.countOrUnset(1, 10_000);
 
 const defaults = z.strictObject({
   connections: live.preset(connections, 10, laneKeys.connections),
-  connection_rate: live.preset(v.rate, '100/min', laneKeys.connection_rate),
-  message_rate: live.preset(v.rate, '100/s', laneKeys.message_rate),
+  connection_rate: live.preset(v.laneRate, '100/min', laneKeys.connection_rate),
+  message_rate: live.preset(v.laneRate, '100/s', laneKeys.message_rate),
   deliveries_per_connection: live.preset(deliveries, 100, laneKeys.deliveries_per_connection),
   tls: live.preset(z.enum(TLS_MODES), 'opportunistic', laneKeys.tls),
   idle: live.preset(v.duration, '60s', laneKeys.idle),
+  tenant_connections: live.preset(tenantConnections, 'unset', laneKeys.tenant_connections),
+  tenant_message_rate: live.preset(v.laneRate, 'unset', laneKeys.tenant_message_rate),
 });
 
-const inherited = (key: keyof typeof laneKeys): { says: string } => ({ says: `${laneKeys[key].says} Left out: as in defaults.` });
+const inherited = (key: keyof typeof laneKeys): { says: string } => ({ says: `${laneKeys[key].says} Left out: inherited.` });
+
+/** What a layer above the defaults may say; every key may be left out. */
+const layer = {
+  connections: live.choice(connections, inherited('connections')),
+  connection_rate: live.choice(v.laneRate, inherited('connection_rate')),
+  message_rate: live.choice(v.laneRate, inherited('message_rate')),
+  deliveries_per_connection: live.choice(deliveries, inherited('deliveries_per_connection')),
+  tls: live.choice(z.enum(TLS_MODES), inherited('tls')),
+  idle: live.choice(v.duration, inherited('idle')),
+  tenant_connections: live.choice(tenantConnections, inherited('tenant_connections')),
+  tenant_message_rate: live.choice(v.laneRate, inherited('tenant_message_rate')),
+};
+
+const total = (of: string): z.ZodPrefault<typeof totalKeys> => live.preset(totalKeys, {}, { says: `Limits of ${of} together; nothing in it: none.` });
+const totalKeys = z.strictObject({
+  connections: live.choice(connections, { says: 'Most open connections.' }),
+  connection_rate: live.choice(v.laneRate, { says: 'Most new connections.' }),
+  message_rate: live.choice(v.laneRate, { says: 'Most messages.' }),
+});
 
 const provider = z.strictObject({
   id: live.needed(v.id, { says: 'Name of the provider, a label in metrics.' }),
   match: live.needed(z.array(v.hostMatch).min(1), { says: 'Suffixes with a leading dot, or whole host names; every MX host of a domain must match one.' }),
-  connections: live.choice(connections, inherited('connections')),
-  connection_rate: live.choice(v.rate, inherited('connection_rate')),
-  message_rate: live.choice(v.rate, inherited('message_rate')),
-  deliveries_per_connection: live.choice(deliveries, inherited('deliveries_per_connection')),
-  tls: live.choice(z.enum(TLS_MODES), inherited('tls')),
-  idle: live.choice(v.duration, inherited('idle')),
+  sites: live.preset(z.enum(['together', 'apart']), 'together', { says: 'together: all its domains share one lane; apart: each set of MX hosts has a lane of its own, within total.', reason: 'what is limited is the provider, not the domain' }),
+  ...layer,
+  total: total('all its lanes'),
+  egress: live.preset(z.array(z.strictObject({
+    id: live.needed(v.id, { says: 'An egress source.' }),
+    ...layer,
+  })), [], { says: 'What holds for this provider from one egress source.', reason: 'sources are alike' }),
 });
 
 /** `shaping.yaml`; the file may be missing. */
@@ -183,7 +208,8 @@ export const shapingSchema = z.strictObject({
   providers: live.preset(z.array(provider), [], { says: 'Mailbox providers and what they bear; the first match wins.', reason: 'the defaults suit small receivers' }),
   routes: live.preset(z.array(z.strictObject({
     domain: live.needed(v.routeDomain, { says: 'example.com, *.example.com (its subdomains) or * (every domain).' }),
-    via: live.needed(z.array(v.listen).min(1), { says: 'Hosts to use instead of the MX, in order. Only a route may lead to loopback or a private address.' }),
+    via: live.preset(z.array(v.listen), [], { says: 'Hosts to use instead of the MX, in order. Only a route may lead to loopback or a private address.', reason: 'loopback_mx says where' }),
+    loopback_mx: live.choice(v.count(1, 65_535), { says: 'Only in a sandbox, and in place of via: the MX of the domain is looked up as usual, its addresses must lie in 127.0.0.0/8, and this port is used. For the provider simulator.' }),
     tls: live.preset(z.enum(TLS_MODES), 'opportunistic', laneKeys.tls),
   })), [], { says: 'Domains that do not go to their MX; the first match wins.', reason: 'mail goes to the MX' }),
   retry: live.preset(z.strictObject({
@@ -194,7 +220,13 @@ export const shapingSchema = z.strictObject({
     id: live.needed(v.id, { says: 'Name of the source, a label in metrics.' }),
     address: live.needed(v.address, { says: 'Local IP address to send from.' }),
     helo: live.needed(v.hostname, { says: 'EHLO name, equal to the reverse DNS of the address.' }),
+    ...layer,
+    total: total('all lanes of the source'),
   })), [], { says: "Addresses to send from; `[]` leaves the choice to the system and says hostname.", reason: 'one address needs no list' }),
+  tenants: live.preset(z.array(z.strictObject({
+    id: live.needed(v.id, { says: 'A tenant.' }),
+    total: total('all its mail'),
+  })), [], { says: 'What a tenant may send in all, to whomever.', reason: 'tenants take turns anyway' }),
 });
 
 const tracking = z.strictObject({

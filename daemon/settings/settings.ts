@@ -213,23 +213,53 @@ export interface Shaping {
   /** First match wins. */
   readonly routes: readonly Route[];
   readonly retry: { readonly firstMs: number; readonly maxMs: number };
-  readonly egress: readonly { readonly id: string; readonly address: string; readonly helo: string }[];
+  readonly egress: readonly EgressSource[];
+  /** What a tenant may send in all, by tenant id. */
+  readonly tenants: ReadonlyMap<string, TotalLimits>;
+}
+
+export interface EgressSource {
+  readonly id: string;
+  readonly address: string;
+  readonly helo: string;
+  readonly says: LimitLayer;
+  readonly total: TotalLimits;
 }
 
 export interface Provider {
   readonly id: string;
   /** Suffixes with a leading dot, or whole host names; every MX host of a domain must match one. */
   readonly match: readonly string[];
-  readonly limits: LaneLimits;
+  /** `apart`: each set of MX hosts has a lane of its own. */
+  readonly sites: 'together' | 'apart';
+  readonly says: LimitLayer;
+  /** Of all its lanes together. */
+  readonly total: TotalLimits;
+  /** What holds from one egress source, by its id. */
+  readonly egress: ReadonlyMap<string, LimitLayer>;
 }
 
+/** What one lane may do; undefined: no limit of that kind. */
 export interface LaneLimits {
   readonly connections: number;
   readonly connectionRate: Rate | undefined;
   readonly messageRate: Rate | undefined;
-  readonly deliveriesPerConnection: number;
+  readonly deliveriesPerConnection: number | undefined;
   readonly tls: 'opportunistic' | 'required' | 'off';
   readonly idleMs: number;
+  /** Of one tenant on the lane. */
+  readonly tenantConnections: number | undefined;
+  readonly tenantMessageRate: Rate | undefined;
+}
+
+/** What a layer says: a key that is there counts, also where it is undefined (`unset`). */
+export type LimitLayer = Partial<LaneLimits>;
+
+/** A limit that several lanes share. */
+export interface TotalLimits {
+  readonly connections?: number;
+  readonly connectionRate?: Rate;
+  readonly messageRate?: Rate;
 }
 
 /** Sends some domains to given hosts instead of their MX. Only a route may lead to loopback or a private address. */
@@ -237,5 +267,7 @@ export interface Route {
   /** `example.com`, `*.example.com` or `*`. */
   readonly domain: string;
   readonly via: readonly Listen[];
+  /** Port on which MX hosts on loopback are reached, in a sandbox; then `via` is empty. */
+  readonly loopbackMx?: number;
   readonly tls: 'opportunistic' | 'required' | 'off';
 }

@@ -90,6 +90,12 @@ export const duration = text(DURATION_PATTERN, 'a duration with its unit (ms, s,
 export const someTime = duration.refine((ms) => ms > 0, 'expected more than no time');
 export const size = text(SIZE_PATTERN, 'a size with its unit (B, KiB, MiB, GiB, TiB), such as 25MiB').transform((value) => parseSize(value) ?? 0);
 export const rate = text(RATE_PATTERN, 'a rate with its unit (s, min, h, d), such as 600/min, or unset').transform((value) => parseRate(value));
+/** A rate towards receivers: evenly spaced unless a burst is written. */
+export const laneRate = text(RATE_PATTERN, 'a rate with its unit (s, min, h, d), such as 600/min, or unset')
+  .transform((value) => parseRate(value.includes(' burst ') ? value : `${value} burst 1`));
+/** A whole number in [least, most], or `unset` for no limit. */
+export const countOrUnset = (least: number, most: number) =>
+  z.union([z.literal('unset'), z.int().min(least).max(most)], `expected a whole number from ${least} to ${most}, or unset`).transform((value) => (value === 'unset' ? undefined : value));
 export const day = text(/^\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d)?Z)?$/, 'a day such as 2026-01-15 (UTC)').transform((value, ctx) => {
   const at = Date.parse(value);
   // Date.parse rolls 31 February over into March; what is written is what is meant.

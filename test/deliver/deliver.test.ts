@@ -4,16 +4,16 @@ import type { Reply, Signed } from '../../daemon/mail/index.ts';
 import { parseReply } from '../../daemon/mail/index.ts';
 import type { Resolver } from '../../daemon/dns/index.ts';
 import { Metrics, systemClock, type Clock } from '../../daemon/runtime/index.ts';
-import type { LaneLimits, Settings, Shaping } from '../../daemon/settings/index.ts';
-import { classify, openDeliverer, resolveRoute, laneLimits, BOUNCE_CLASSES, type HostsRoute, type RouteResult } from '../../daemon/deliver/index.ts';
+import { laneLimits, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
+import { classify, openDeliverer, resolveRoute, BOUNCE_CLASSES, type HostsRoute, type RouteResult } from '../../daemon/deliver/index.ts';
 import { RouteCache } from '../../daemon/deliver/route.ts';
 import { startMx, type Mx, type MxScript } from '../lib/mx.ts';
 
-const LIMITS: LaneLimits = { connections: 2, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 3, tls: 'opportunistic', idleMs: 5_000 };
+const LIMITS: LaneLimits = { connections: 2, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 3, tls: 'opportunistic', idleMs: 5_000, tenantConnections: undefined, tenantMessageRate: undefined };
 const shapingOf = (more: Partial<Shaping> = {}): Shaping => ({
   defaults: LIMITS,
-  providers: [{ id: 'bigmail', match: ['.bigmail.example', 'mx.other.example'], limits: { ...LIMITS, connections: 9, tls: 'required' } }],
-  routes: [], retry: { firstMs: 300_000, maxMs: 14_400_000 }, egress: [{ id: 'main', address: '127.0.0.1', helo: 'out.example' }], ...more,
+  providers: [{ id: 'bigmail', match: ['.bigmail.example', 'mx.other.example'], sites: 'together', says: { connections: 9, tls: 'required' }, total: {}, egress: new Map() }],
+  routes: [], retry: { firstMs: 300_000, maxMs: 14_400_000 }, egress: [{ id: 'main', address: '127.0.0.1', helo: 'out.example', says: {}, total: {} }], tenants: new Map(), ...more,
 });
 const settingsOf = (shaping: Shaping, hash = 'h'): Settings => ({ hash, shaping, server: { hostname: 'postern.example', sandbox: false } } as unknown as Settings);
 type Zone = Readonly<Record<string, { readonly mx?: readonly [number, string][] | 'fails'; readonly a?: readonly string[] | 'fails' }>>;
@@ -107,8 +107,8 @@ t.test('routes', async (t) => {
   t.match(await route('xtwo.example', routes), { kind: 'failed', status: '5.1.2' }, 'a wildcard needs the dot');
   t.match(await route('big.example', routes, true), { kind: 'failed', class: 'sandbox' });
   t.equal((await route('two.example', routes, true)).kind, 'hosts');
-  t.equal(laneLimits(shapingOf(), 'bigmail').connections, 9);
-  t.equal(laneLimits(shapingOf(), 'x').connections, 2);
+  t.equal(laneLimits(shapingOf(), { egress: 'main', provider: 'bigmail' }).connections, 9);
+  t.equal(laneLimits(shapingOf(), { egress: 'main', provider: '' }).connections, 2);
 
   const now = { ms: 1_000_000 };
   const clock: Clock = { now: () => now.ms, after: () => () => undefined };
@@ -131,7 +131,7 @@ const signed = (more: object = {}): Signed => ({
   message: { receivedAt: Date.now(), envelope: { mailFrom: 'a@b.example', smtpUtf8: false, body: '8BITMIME' } }, recipient: { wire: 'p@site.example', domain: 'site.example' }, ...more,
 } as unknown as Signed);
 const hostsOf = (mxes: readonly { host: string; port: number }[], tls: LaneLimits['tls'] = 'opportunistic'): HostsRoute => ({
-  kind: 'hosts', site: 'site', label: 'other', tls, viaRoute: true, hosts: mxes.map((m, i) => ({ name: `mx${i}.site.example`, addresses: [m.host], port: m.port, preference: i })),
+  kind: 'hosts', site: 'site', provider: '', label: 'other', tls, viaRoute: true, hosts: mxes.map((m, i) => ({ name: `mx${i}.site.example`, addresses: [m.host], port: m.port, preference: i })),
 });
 async function scene(scripts: readonly MxScript[], run: (s: { mxes: Mx[]; attempt: (m?: Signed, tls?: LaneLimits['tls']) => ReturnType<ReturnType<typeof openDeliverer>['attempt']>; deliverer: ReturnType<typeof openDeliverer>; open: () => Promise<number> }) => Promise<void>, limits: Partial<LaneLimits> = {}): Promise<void> {
   const mxes = await Promise.all(scripts.map((script) => startMx(script)));

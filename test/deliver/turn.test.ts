@@ -1,6 +1,6 @@
 // Connections of a lane open no faster than its rate, on a clock that the test moves.
 import t from 'tap';
-import { ConnectionTurns } from '../../daemon/deliver/turn.ts';
+import { Turnstile } from '../../daemon/deliver/turn.ts';
 import type { Clock } from '../../daemon/runtime/index.ts';
 
 function handClock(): Clock & { readonly move: (ms: number) => Promise<void> } {
@@ -26,12 +26,12 @@ function handClock(): Clock & { readonly move: (ms: number) => Promise<void> } {
 
 t.test('twenty a second are one each 50 ms, and lanes do not share', async (t) => {
   const clock = handClock();
-  const turns = new ConnectionTurns(clock);
+  const turns = new Turnstile(clock);
   const rate = { count: 20, perMs: 1000, burst: 1 };
   const never = new AbortController().signal;
   const opened: string[] = [];
-  for (let i = 0; i < 4; i++) void turns.wait('a', rate, never).then(() => opened.push('a'));
-  void turns.wait('b', rate, never).then(() => opened.push('b'));
+  for (let i = 0; i < 4; i++) void turns.pass([{ key: 'a', rate: rate }], never).then(() => opened.push('a'));
+  void turns.pass([{ key: 'b', rate: rate }], never).then(() => opened.push('b'));
   await clock.move(0);
   t.same(opened.toSorted(), ['a', 'b'], 'the other lane did not queue behind');
   await clock.move(49);
@@ -45,12 +45,12 @@ t.test('twenty a second are one each 50 ms, and lanes do not share', async (t) =
 });
 
 t.test('no rate, and an abort, do not wait', async (t) => {
-  const turns = new ConnectionTurns(handClock());
+  const turns = new Turnstile(handClock());
   const stop = new AbortController();
-  await turns.wait('a', undefined, stop.signal);
+  await turns.pass([{ key: 'a', rate: undefined }], stop.signal);
   const rate = { count: 1, perMs: 3_600_000, burst: 1 };
-  await turns.wait('a', rate, stop.signal);
-  const waiting = turns.wait('a', rate, stop.signal);
+  await turns.pass([{ key: 'a', rate: rate }], stop.signal);
+  const waiting = turns.pass([{ key: 'a', rate: rate }], stop.signal);
   stop.abort();
   await waiting;
   t.pass('the second left with the abort');

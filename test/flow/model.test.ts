@@ -174,7 +174,7 @@ async function openWorld(dir: string): Promise<{ live: typeof live; close: () =>
       for (const due of house.spool.due(queue, clock.at, 100)) {
         const person = people.find(({ address }) => address === due.recipient.wire);
         const ends = person !== undefined && !suspended && !may(person);
-        await pipeline.attempt(due as unknown as Due, { id: 'lane', label: 'lane', egress: 'default' }, { kind: 'hosts', site: 's', label: 's', hosts: [], tls: 'off', viaRoute: true });
+        await pipeline.attempt(due as unknown as Due, { id: 'lane', label: 'lane', egress: 'default', provider: '' }, { kind: 'hosts', provider: '', site: 's', label: 's', hosts: [], tls: 'off', viaRoute: true });
         if (!ends) continue;
         person.waiting--; // the gate's no at the attempt ends it
         counts.ended++;

@@ -44,7 +44,7 @@ t.test('back-off doubles to its end with a quarter of jitter, and hears what the
   t.equal(backoffMs(1, retry, 0.5, 999_999_999), 14_400_000, 'but not past the end');
 });
 
-const LIMITS: LaneLimits = { connections: 2, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 100, tls: 'opportunistic', idleMs: 1000 };
+const LIMITS: LaneLimits = { connections: 2, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 100, tls: 'opportunistic', idleMs: 1000, tenantConnections: undefined, tenantMessageRate: undefined };
 
 interface Stage {
   readonly spool: Spool;
@@ -76,7 +76,8 @@ async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'late
   const open: (() => Promise<void>)[] = [];
   const schedule = new Schedule<string>({
     spool, clock, log, metrics: new Metrics(),
-    route: async (_tenant, domain) => ({ lane: { id: `one/${domain}`, label: 'one/other', egress: 'one' } satisfies LaneName, limits, route: domain }),
+    route: async (_tenant, domain) => ({ lane: { id: `one/${domain}`, label: 'one/other', egress: 'one', provider: '' } satisfies LaneName, route: domain }),
+    rules: () => ({ limits, shared: [], pausedUntil: 0, pausedFor: '' }),
     run: (due) => new Promise((resolve, reject) => {
       ran.push(due);
       let reached = true;

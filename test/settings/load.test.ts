@@ -3,7 +3,7 @@ import { copyFileSync, readdirSync, readFileSync, rmSync, writeFileSync } from '
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { formatProblem, hashPolicy, loadSettings, type Settings } from '../../daemon/settings/index.ts';
+import { formatProblem, hashPolicy, laneLimits, loadSettings, type Settings } from '../../daemon/settings/index.ts';
 import { CASES, copyTree, REPOSITORY } from './tree.ts';
 
 const roots: string[] = [];
@@ -34,8 +34,11 @@ t.test('a tree becomes a frozen snapshot with units resolved', async (t) => {
   t.equal(server.limits.idleTimeoutMs, 300_000);
   t.ok(server.resolver.servers.length > 0, 'no servers written: those of the system');
 
-  t.strictSame(shaping.defaults, { connections: 20, connectionRate: { count: 100, perMs: 60_000, burst: 10 }, messageRate: { count: 50, perMs: 1_000, burst: 5 }, deliveriesPerConnection: 100, tls: 'opportunistic', idleMs: 60_000 });
-  t.strictSame(shaping.providers[0]?.limits, { ...shaping.defaults, connections: 5, connectionRate: undefined }, 'a provider inherits what it does not say');
+  t.strictSame(shaping.defaults, {
+    connections: 20, connectionRate: { count: 100, perMs: 60_000, burst: 1 }, messageRate: { count: 50, perMs: 1_000, burst: 1 }, deliveriesPerConnection: 100, tls: 'opportunistic', idleMs: 60_000,
+    tenantConnections: undefined, tenantMessageRate: undefined,
+  });
+  t.strictSame(laneLimits(shaping, { egress: '', provider: shaping.providers[0]?.id ?? '' }), { ...shaping.defaults, connections: 5, connectionRate: undefined }, 'a provider inherits what it does not say');
   t.strictSame(shaping.routes[1]?.via, [{ host: '10.1.2.3', port: 25 }, { host: '2001:db8::25', port: 25 }, { host: 'relay.example', port: 26 }]);
   t.strictSame(shaping.retry, { firstMs: 60_000, maxMs: 3_600_000 });
 
