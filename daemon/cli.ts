@@ -5,7 +5,8 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import {
-  askPeople, callControl, changes, describeImport, importFile, operationsOf, peopleText, show, table, tally, type Ask, type Decision, type ImportFileOptions,
+  askPeople, callControl, changes, describeImport, holdsText, importFile, operationsOf, peopleText, shapingText, show, table, tally,
+  type Ask, type Decision, type ImportFileOptions, type ShownHolds, type ShownShaping,
 } from './admin/index.ts';
 import { MailError } from './mail/index.ts';
 import { openLog, systemClock } from './runtime/index.ts';
@@ -409,6 +410,16 @@ command(tenant, 'import <file>', 'bring in a tenant from what an export wrote').
   .action(run((file: string, options: Common & { passphraseFile?: string }) => transfer('tenant.import', options, { file: resolve(file) })));
 command(tenant, 'delete <id>', 'destroy a suspended tenant that is not configured any more: its keys, records and mail').option('--yes', 'really')
   .action(run((id: string, options: Common & { yes?: boolean }) => transfer('tenant.delete', options, { tenant: id, yes: options.yes === true })));
+
+const shaping = group('shaping', 'what receivers bear, and what holds mail to them');
+command(shaping, 'show <domain>', 'print the limits in force on the way to a domain, and the layer that said each').action(run(async (domain: string, options: Common) => {
+  const result = await ask(options, 'shaping.show', { domain }) as ShownShaping;
+  print(options, result, () => shapingText(result, table));
+}));
+command(shaping, 'why <domain>', 'print what holds mail to a domain now, since when and until when').action(run(async (domain: string, options: Common) => {
+  const result = await ask(options, 'shaping.why', { domain }) as ShownHolds;
+  print(options, result, () => holdsText(result));
+}));
 
 command(root, 'status', 'show what the daemon is doing').action(simple('status'));
 

@@ -170,7 +170,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => observe.close());
   const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
   closers.push(() => submission.drain());
-  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), expel: (tenant) => submission.expel(tenant) };
+  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), expel: (tenant) => submission.expel(tenant) };
   const reload = async (): Promise<unknown> => {
     await notify('RELOADING=1');
     const result = await live.reload();

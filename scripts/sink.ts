@@ -3,13 +3,15 @@
 // of a recipient can ask for another answer: `450-x@` is deferred, `550-x@` refused, at RCPT; so are
 // `data450-x@` and `data550-x@` after the message. Callers may rely on: it never listens on an address
 // that others can reach, and a message is on disk before its 250.
-//   scripts/node scripts/sink.ts --port 2525 --dir /tmp/sink
-import { mkdirSync, readdirSync, unlinkSync, writeFileSync } from 'node:fs';
+// With --providers it is the simulator of scripts/simulator/: many receivers with limits.
+//   scripts/sink --port 2525 --dir /tmp/sink
+import { mkdirSync, readFileSync, readdirSync, unlinkSync, writeFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { SMTPServer, type SMTPServerDataStream, type SMTPServerSession } from 'smtp-server';
 import { newId } from '../daemon/runtime/index.ts';
+import { cast, PHASES, startSimulator } from './simulator/simulator.ts';
 
 export interface SunkMessage {
   readonly id: string;
@@ -123,16 +125,57 @@ function refusal(answer: { readonly code: number; readonly text: string } | unde
   return answer === undefined ? undefined : Object.assign(new Error(answer.text), { responseCode: answer.code });
 }
 
+const HELP = `scripts/sink [--port 2525] [--host 127.0.0.1] [--dir FOLDER] [--keep 1000]
+  A receiving MX for trying things out, on loopback only: it takes mail for anybody and keeps the newest messages.
+  Recipients such as 450-x@, 550-x@, data450-x@ get that answer.
+
+scripts/sink --providers [--port 2525] [--dns 2553] [--domains 100] [--hosters 10] [--tls-cert FILE --tls-key FILE] [--json]
+  The provider simulator: Gmail, Outlook, Yahoo, Apple, Orange, GMX and a hosted long tail (d0.example, d1.example, ...) on
+  addresses of 127.77.0.0/16, with a zone of their own, their limits and their replies. It keeps no message. SIGUSR1 prints
+  what each has seen (peaks); so does Ctrl-C before it ends. --json prints peaks as JSON.
+  A sandbox sends there with   resolver: { servers: ["127.0.0.1:2553"] }   in postern.yaml
+  and                          routes: [{ domain: "*", loopback_mx: 2525 }] in shaping.yaml.
+  --fault PROVIDER:PHASE:WHAT[:SHARE] (more than once): PHASE is ${PHASES.join(', ')};
+  WHAT is close, reset, stall, trickle or a reply such as "451 4.7.1 later"; SHARE is 0 to 1.`;
+
 if (import.meta.main) {
-  const { values } = parseArgs({ options: { port: { type: 'string', default: '2525' }, host: { type: 'string', default: '127.0.0.1' }, dir: { type: 'string' }, keep: { type: 'string', default: '1000' }, help: { type: 'boolean', default: false } } });
+  const { values } = parseArgs({ options: {
+    port: { type: 'string', default: '2525' }, host: { type: 'string', default: '127.0.0.1' }, dir: { type: 'string' }, keep: { type: 'string', default: '1000' },
+    providers: { type: 'boolean', default: false }, dns: { type: 'string', default: '2553' }, domains: { type: 'string', default: '100' }, hosters: { type: 'string', default: '10' },
+    'tls-cert': { type: 'string' }, 'tls-key': { type: 'string' }, fault: { type: 'string', multiple: true, default: [] }, json: { type: 'boolean', default: false }, help: { type: 'boolean', default: false },
+  } });
   if (values.help) {
-    console.log(`scripts/node scripts/sink.ts [--port 2525] [--host 127.0.0.1] [--dir FOLDER] [--keep 1000]\nA receiving MX for trying things out, on loopback only: it takes mail for anybody and keeps the newest messages.\nRecipients such as 450-x@, 550-x@, data450-x@ get that answer.`);
+    console.log(HELP);
     process.exit(0);
   }
-  const sink = await startSink({
-    port: Number(values.port), host: values.host, keep: Number(values.keep), ...(values.dir === undefined ? {} : { dir: values.dir }),
-    onMessage: (message) => console.log(`${message.id} ${message.raw.length} octets for ${message.to.join(', ')}`),
-  });
-  console.log(`the sink takes mail on ${sink.host}:${sink.port}${values.dir === undefined ? '' : ` and keeps it in ${values.dir}`}`);
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => void sink.close().then(() => process.exit(0))); // exits whatever clients still hold open
+  if (values.providers) {
+    const { 'tls-cert': cert, 'tls-key': key } = values;
+    const simulator = await startSimulator({
+      port: Number(values.port), dnsPort: Number(values.dns), providers: cast({ domains: Number(values.domains), hosters: Number(values.hosters) }),
+      ...(cert !== undefined && key !== undefined && { tls: { cert: readFileSync(cert), key: readFileSync(key) } }),
+    });
+    for (const text of values.fault) {
+      const [, provider = '', phase = '', what = '', share = '1'] = /^([^:]+):([^:]+):(.*?)(?::([01](?:\.\d+)?))?$/.exec(text) ?? [];
+      const at = PHASES.find((one) => one === phase);
+      if (at === undefined) throw new RangeError(`--fault ${text}: the phase is one of ${PHASES.join(', ')}`);
+      const does = what === 'close' || what === 'reset' || what === 'stall' || what === 'trickle' ? what : { reply: what };
+      simulator.fault(provider, [{ phase: at, does, share: Number(share) }]);
+    }
+    const tell = (): void => (values.json ? console.log(JSON.stringify(simulator.peaks())) : console.table(simulator.peaks().filter(({ connections }) => connections > 0)));
+    process.on('SIGUSR1', tell);
+    console.log(`the simulator takes mail on port ${simulator.port} of ${simulator.providers.flatMap(({ mx }) => mx).length} addresses; its DNS answers on ${simulator.dns.host}:${simulator.dns.port}`);
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+      process.once(signal, () => {
+        tell();
+        void simulator.close().then(() => process.exit(0)); // exits whatever clients still hold open
+      });
+    }
+  } else {
+    const sink = await startSink({
+      port: Number(values.port), host: values.host, keep: Number(values.keep), ...(values.dir === undefined ? {} : { dir: values.dir }),
+      onMessage: (message) => console.log(`${message.id} ${message.raw.length} octets for ${message.to.join(', ')}`),
+    });
+    console.log(`the sink takes mail on ${sink.host}:${sink.port}${values.dir === undefined ? '' : ` and keeps it in ${values.dir}`}`);
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => void sink.close().then(() => process.exit(0))); // exits whatever clients still hold open
+  }
 }

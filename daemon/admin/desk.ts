@@ -5,6 +5,7 @@ import { newEvent, type EventKind, type Journal } from '../events/index.ts';
 import type { Ledger } from '../ledger/index.ts';
 import type { AddressHashes } from '../mail/index.ts';
 import type { Clock, Keyring } from '../runtime/index.ts';
+import type { RouteResult } from '../deliver/index.ts';
 import type { LaneView } from '../schedule/index.ts';
 import type { Settings, Tenant } from '../settings/index.ts';
 import type { Spool } from '../spool/index.ts';
@@ -21,6 +22,8 @@ export interface Desk {
   readonly expel: (tenant: string) => void;
   /** Empty when no daemon runs. */
   readonly lanes: () => readonly LaneView[];
+  /** Where a domain's mail goes, as the daemon remembers it; absent when none runs. */
+  readonly route?: (domain: string) => Promise<RouteResult>;
 }
 
 /** Records an event of the operator's. */

@@ -12,6 +12,7 @@ import { ledgerOperations } from './ledger-operations.ts';
 import { peopleOperations } from './people.ts';
 import { policyOperations } from './policies.ts';
 import { queueOperations } from './queue.ts';
+import { shapingOperations } from './shaping.ts';
 import { subjectOperations } from './subjects.ts';
 import { tenantOperations } from './tenants.ts';
 
@@ -30,5 +31,6 @@ export function operationsOf(desk: Desk): Readonly<Record<string, Operation>> {
     ...subjectOperations(desk),
     ...invitationOperations(desk),
     ...keyOperations(desk),
+    ...shapingOperations(desk),
   };
 }

@@ -33,9 +33,11 @@ export class Gcra {
   }
 }
 
-// A receiver counts when messages arrive, not when they were sent: a hundredth more than the window lies
-// between the first and the one too many, so that what the way adds does not make it one too many there.
+// A receiver counts when messages arrive, not when they were sent: a little more than the window lies between
+// the first and the one too many, so that what the way adds does not make it one too many there. A hundredth,
+// and what a busy process is late by: together less than two hundredths of a second's window are given up.
 const SLACK = 1.01;
+const SLACK_MS = 8;
 // What a late timer or a pause of the process cost may be caught up; more would look like a burst.
 const CATCH_UP_MS = 50;
 // Times kept for one rate: 8 KiB. Higher counts are kept in parts of their window.
@@ -61,8 +63,8 @@ export class Pace {
   constructor(rate: { readonly count: number; readonly perMs: number; readonly burst: number }) {
     const parts = Math.ceil(rate.count / TIMES);
     this.#count = Math.floor(rate.count / parts);
-    this.#windowMs = (rate.perMs / parts) * SLACK;
-    this.#intervalMs = rate.perMs / rate.count;
+    this.#windowMs = (rate.perMs / parts) * SLACK + SLACK_MS;
+    this.#intervalMs = this.#windowMs / this.#count;
     this.#burstMs = this.#intervalMs * (Math.max(1, rate.burst) - 1);
     this.#catchUpMs = Math.min(CATCH_UP_MS, rate.perMs / 20);
   }

@@ -1,0 +1,81 @@
+// A relay before the provider simulator: the limits of shaping.yaml hold as the receivers count, to the
+// connection and the second; what they say changes how we send, and a change of the file is felt at once.
+import t from 'tap';
+import { generate } from '../../scripts/load/generator.ts';
+import { mostWithin, PROVIDERS, startSimulator, type ProviderModel, type Simulator } from '../../scripts/simulator/simulator.ts';
+import { testCertificate } from '../lib/mx.ts';
+import { eventually, makeGrounds, pause, type Grounds } from '../lib/daemon.ts';
+
+t.setTimeout(60_000);
+
+// What the receivers bear is out of the way here: the sender's own limits are what is judged, by the receiver's record.
+const generous = (id: string): ProviderModel => {
+  const model = PROVIDERS.find((one) => one.id === id);
+  if (model === undefined) throw new Error(id);
+  return { ...model, connections: 1_000, connectionRate: undefined, messageRate: undefined, messagesPerConnection: 1_000, greylistMs: 0 };
+};
+
+async function stage(shaping: string, providers: readonly ProviderModel[], t: { teardown(run: () => Promise<void>): void }): Promise<{ grounds: Grounds; simulator: Simulator; send: (messages: number, domain: string) => Promise<number> }> {
+  const simulator = await startSimulator({ providers, tls: testCertificate() });
+  const grounds = await makeGrounds(simulator.port);
+  grounds.edit('postern.yaml', (text) => `${text}resolver: { servers: ["${simulator.dns.host}:${simulator.dns.port}"] }\n`);
+  grounds.edit('shaping.yaml', () => shapingYaml(simulator, shaping));
+  const daemon = await grounds.serve();
+  t.teardown(async () => {
+    await daemon.stop();
+    await simulator.close();
+    grounds.remove();
+  });
+  return {
+    grounds, simulator,
+    async send(messages, domain) {
+      const { sent } = await generate({
+        port: grounds.ports.submissions, messages, sessions: 4, login: { username: 'demo-receipts', secret: grounds.secret }, from: 'shop@demo.example',
+        recipients: Array.from({ length: messages }, (_, i) => `reader${i}@${domain}`), message: 'From: shop@demo.example\r\nTo: you\r\nSubject: @@\r\n\r\nhello',
+      });
+      return sent;
+    },
+  };
+}
+
+const shapingYaml = ({ port }: Simulator, text: string): string => `${text}\nroutes: [{ domain: "*", loopback_mx: ${port} }]\nretry: { first: 1s, max: 2s }\n`;
+
+t.test('limits hold as the receivers count', async (t) => {
+  const { simulator, send, grounds } = await stage(`
+defaults: { connections: 3, connection_rate: unset, message_rate: unset, deliveries_per_connection: 7 }
+providers:
+  - { id: google, match: [.google.com], connections: 4, message_rate: 40/s, tls: required }
+  - { id: apple, match: [.icloud.com], connections: 2, connection_rate: 10/s, deliveries_per_connection: 2 }
+  - { id: yahoo, match: [.yahoodns.net], sites: apart, connections: 3, total: { connections: 2 } }`, ['google', 'apple', 'yahoo', 'orange'].map(generous), t);
+  t.equal((await Promise.all([send(120, 'gmail.com'), send(40, 'icloud.com'), send(40, 'yahoo.com'), send(40, 'orange.fr')])).reduce((a, b) => a + b), 240);
+  t.ok(await eventually(() => simulator.accepted === 240, 30_000), `${simulator.accepted} arrived`);
+  const [google, apple, yahoo, orange] = ['google', 'apple', 'yahoo', 'orange'].map((id) => simulator.record(id));
+  t.ok((google?.mostOpen ?? 9) <= 4, `google: ${google?.mostOpen} at once`);
+  // All three run in this process: what it stalls is no fault of the sender's.
+  t.ok(mostWithin(google?.mailTimes ?? [], 950) <= 40, `google: ${mostWithin(google?.mailTimes ?? [], 950)} in a second`);
+  t.equal(google?.inClear, 0);
+  t.equal(google?.mostPerConnection, 7, 'inherited from the defaults');
+  t.ok((apple?.mostOpen ?? 9) <= 2, `apple: ${apple?.mostOpen} at once`);
+  t.equal(apple?.mostPerConnection, 2);
+  t.ok(mostWithin(apple?.connectTimes ?? [], 950) <= 10, `apple: ${mostWithin(apple?.connectTimes ?? [], 950)} connections in a second`);
+  t.equal(yahoo?.mostOpen, 2, 'what lanes share holds too');
+  t.equal(orange?.mostOpen, 3, 'the defaults');
+  const shown = await grounds.control('shaping.show', { domain: 'aol.com' }) as { provider: string; lanes: { limits: { key: string; value: string; from: string }[] }[] };
+  t.equal(shown.provider, 'yahoo');
+  t.match(shown.lanes[0]?.limits.map(({ key, value, from }) => `${key} ${value} (${from})`), [/^connections 3 \(provider yahoo\)/, /^connection_rate unset \(defaults\)/]);
+  t.match(shown.lanes[0]?.limits.at(-1), { key: 'connections', value: '2', from: 'total of provider yahoo' });
+});
+
+t.test('a change of shaping.yaml is felt by what waits already', async (t) => {
+  const { simulator, send, grounds } = await stage('defaults: { connections: 2, message_rate: 1/min }', [generous('orange')], t);
+  await send(20, 'orange.fr');
+  t.ok(await eventually(() => simulator.accepted === 1));
+  await pause(100);
+  t.equal(simulator.accepted, 1);
+  const why = await grounds.control('shaping.why', { domain: 'orange.fr' }) as { holds: { what: string; until: number }[]; waiting: number };
+  t.match(why.holds[0]?.what, /message rate of the lane/);
+  t.ok((why.holds[0]?.until ?? 0) > Date.now() + 30_000, 'and says until when');
+  t.equal(why.waiting, 19);
+  grounds.edit('shaping.yaml', () => shapingYaml(simulator, 'defaults: { connections: 2, message_rate: unset }'));
+  t.ok(await eventually(() => simulator.accepted === 20), 'without a restart');
+});
