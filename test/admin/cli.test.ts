@@ -125,6 +125,8 @@ const CASES: Readonly<Record<string, Case>> = {
   'tenant export': { good: ['demo', '--out', 'FILE', '--clear'], says: /sealed +false/, json: /"sealed":false/, bad: ['demo', '--out', '/tmp/x'], badStatus: 2, wants: /needs --passphrase-file, or --clear/ },
   'tenant import': { bad: ['/nowhere'], wants: /\/nowhere cannot be read/ },
   'tenant delete': { bad: ['demo'], wants: /destroys everything of tenant demo for good.* --yes/ },
+  'shaping show': { good: ['reader.example'], says: /connections +20 +defaults\n/, json: /"key":"connections","value":"20","from":"defaults"/, bad: ['x y'], wants: /"x y" is not a domain/ },
+  'shaping why': { good: ['reader.example'], says: /no recipient of the domain waits/, json: /"holds":\[/, bad: [], badStatus: 2, wants: /missing required argument 'domain'/ },
   status: { says: /hash/, json: /"recipients":/, bad: ['--x'], badStatus: 2, wants: /unknown option/ },
   'consent import': missing('--tenant'),
   'suppress import': missing('--tenant'),

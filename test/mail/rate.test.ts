@@ -96,5 +96,5 @@ t.test('a pace holds in every window, spaces evenly, makes up for late timers an
 
   const many = new Pace({ count: 10_000, perMs: 3_600_000, burst: 1 });
   many.take(now);
-  t.match(many.wait(now), 365, 'a high count is kept in parts');
+  t.ok(many.wait(now) >= 363 && many.wait(now) <= 365, 'a high count is kept in parts');
 });
