@@ -153,7 +153,7 @@ class Sender {
       if (kept === undefined) break;
       const result = await this.#send(kept, key, lane, letter);
       // The peer had left, or had had enough of this connection: before anything was decided, so begin anew.
-      if (!isStale(result)) return this.#judge(result, target, kept, true);
+      if (!isStale(result) && !kept.full) return this.#judge(result, target, kept, true);
     }
     const connected = await this.#connect(target, lane);
     if (connected.kind !== 'session') return this.#unconnected(connected, target);

@@ -86,7 +86,7 @@ export class SessionPool {
       session.close();
       return;
     }
-    if (session.deliveries >= (limits.deliveriesPerConnection ?? Number.POSITIVE_INFINITY) || limits.idleMs <= 0 || this.open(lane) > limits.connections) {
+    if (session.full || session.deliveries >= (limits.deliveriesPerConnection ?? Number.POSITIVE_INFINITY) || limits.idleMs <= 0 || this.open(lane) > limits.connections) {
       // Nothing depends on the goodbye, and quit() never rejects.
       void session.quit();
       return;

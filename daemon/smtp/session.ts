@@ -192,6 +192,9 @@ function refusal(channel: Channel, phase: 'tls' | 'greet', reply: Reply): Exclud
   return broken(channel, phase);
 }
 
+// A limit of messages a session, told at MAIL with 452: OpenSMTPD after a hundred, and Exim and qmail-based hosts in words like these.
+const FULL = /too many (?:messages|mails|transactions)|(?:messages|mails|transactions) (?:per|in|on) (?:this |one |a )?(?:session|connection)/i;
+
 /** One greeted connection; made by connectSession only. One send at a time. */
 export class OutboundSession {
   /** `TLSv1.3 TLS_AES_256_GCM_SHA384`, or '' in clear. */
@@ -205,6 +208,7 @@ export class OutboundSession {
   #deliveries = 0;
   #sending = false;
   #openTransaction = false;
+  #full = false;
 
   constructor(channel: Channel, greeted: Hello & { readonly tls: string; readonly timeouts: SessionTimeouts; readonly connectMs: number; readonly tlsMs: number }) {
     this.#channel = channel;
@@ -220,6 +224,11 @@ export class OutboundSession {
   /** Transactions begun on this connection. */
   get deliveries(): number {
     return this.#deliveries;
+  }
+
+  /** True when the peer takes no more on this connection, by its own words and without closing: the next message asks for a new one. */
+  get full(): boolean {
+    return this.#full;
   }
 
   /** True when it is whole and no transaction is running: the next send may begin. */
@@ -291,6 +300,7 @@ export class OutboundSession {
         return verdict ?? this.#broken(step.phase, false);
       }
       verdict ??= { kind: 'reply', phase: step.phase, reply };
+      if (step.phase === 'mail' && reply.code < 500 && FULL.test(reply.lines.join(' '))) this.#full = true;
       // RFC 5321 §3.8: 421 says that the peer closes.
       if (reply.code === 421) {
         this.#channel.break('closed', 'the peer said 421');

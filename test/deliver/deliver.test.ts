@@ -173,6 +173,14 @@ t.test('delivered, kept and reused', async (t) => {
     t.equal((await attempt()).kind, 'delivered', '421 to the second MAIL of a kept session begins anew');
     t.equal(mx?.connections(), 2);
   });
+  await scene([{ answers: { mail: (n) => (n % 2 === 1 ? '452 4.5.3 Too many recipients: Too many messages sent' : undefined) } }], async ({ mxes: [mx], attempt }) => {
+    for (let i = 0; i < 3; i++) t.equal((await attempt()).kind, 'delivered', 'a full session is left for a new one');
+    t.equal(mx?.connections(), 3);
+  });
+  await scene([{ answers: { mail: () => '452 4.5.3 Too many messages in this session' } }], async ({ mxes: [mx], attempt }) => {
+    t.match(await attempt(), { kind: 'deferred', phase: 'mail' }, 'who says so to the first message is believed');
+    t.equal(mx?.connections(), 1);
+  });
   await scene([{}], async ({ attempt, open }) => {
     await attempt();
     await new Promise((r) => setTimeout(r, 150));
