@@ -8,9 +8,8 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { newId, openLog } from '../daemon/runtime/index.ts';
-import { openStores } from '../daemon/main.ts';
-import { parseAddress } from '../daemon/mail/index.ts';
+import { newId } from '../daemon/runtime/index.ts';
+import { consentAll, drive, ready, startCounter, type Counter } from './load/drive.ts';
 import type { Load } from './load/generator.ts';
 import { newsletter } from './load/newsletter.ts';
 import { cpuOfPid, missingPrograms, startPostfix, until, type Peer } from './load/postfix.ts';
@@ -86,35 +85,12 @@ function report(results: ReadonlyMap<string, readonly Run[]>): void {
   else console.table(figures);
 }
 
-/** Everybody has said yes, tracking included. */
-async function consentAll(sandbox: Sandbox, recipients: readonly string[]): Promise<void> {
-  const stores = await openStores(sandbox.root, openLog('silent'));
-  const tenant = stores.live.current().tenants.get('demo');
-  const policy = tenant?.policies[0];
-  if (policy === undefined) throw new Error('the sandbox has no policy');
-  const now = Date.now();
-  await stores.ledger.giveAll('demo', recipients.map((recipient) => ({
-    hashes: stores.ledger.hashes('demo', parseAddress(recipient)), purpose: 'newsletter', state: 'given' as const, legalBasis: 'gdpr_6_1_a',
-    policyHash: policy.hash, method: 'form', evidence: { source: 'bench', time: now }, tracking: { opens: 'individual' as const, clicks: 'individual' as const }, by: 'bench',
-  })));
-  await stores.close();
-}
-
 function startDaemon(sandbox: Sandbox): ChildProcess & { readonly pid: number } {
   const child = spawn(join(import.meta.dirname, 'postern'), ['serve', '--config', sandbox.root], { stdio: ['ignore', 'ignore', 'inherit'] });
   if (child.pid === undefined) throw new Error('the daemon did not start');
   children.add(child);
   child.once('exit', () => children.delete(child));
   return child as ChildProcess & { readonly pid: number };
-}
-
-async function ready(): Promise<void> {
-  for (let i = 0; i < 100; i++) {
-    const up = await fetch(`http://127.0.0.1:${PORTS.metrics}/readyz`).then((answer) => answer.ok, () => false);
-    if (up) return;
-    await new Promise((resolve) => setTimeout(resolve, 100));
-  }
-  throw new Error('the daemon did not become ready');
 }
 
 async function stopped(child: ChildProcess): Promise<void> {
@@ -139,7 +115,7 @@ async function verify(sandbox: Sandbox, recipients: readonly string[]): Promise<
   const sink = await startSink({ port: PORTS.sink, onMessage: (message) => void got.push(message.raw) });
   const load = { messages: 1, sessions: 1, from: 'news@demo.example', recipients, message: newsletter(50_000) };
   const daemon = startDaemon(sandbox);
-  await ready();
+  await ready(PORTS.metrics);
   await drive({ ...load, port: PORTS.submissions, login: login(sandbox) });
   await until(() => got.length === 1, 'the sink did not get our message');
   await stopped(daemon);
@@ -158,10 +134,10 @@ async function verify(sandbox: Sandbox, recipients: readonly string[]): Promise<
 }
 
 async function runPostern(sandbox: Sandbox, load: Omit<Load, 'port'>): Promise<Run> {
-  const sink = await startCounter();
+  const sink = await startCounter(PORTS.sink);
   const daemon = startDaemon(sandbox);
   try {
-    await ready();
+    await ready(PORTS.metrics);
     // The first messages compile the code; they are not timed.
     await drive({ ...load, messages: 500, port: PORTS.submissions, login: login(sandbox) });
     await sink.reached(500);
@@ -176,7 +152,7 @@ async function runPostern(sandbox: Sandbox, load: Omit<Load, 'port'>): Promise<R
 }
 
 async function runPostfix(sandbox: Sandbox, load: Omit<Load, 'port'>): Promise<Run> {
-  const sink = await startCounter();
+  const sink = await startCounter(PORTS.sink);
   const peer = await startPeer(sandbox, `peer${newId(Date.now())}`);
   try {
     await drive({ ...load, messages: 500, port: peer.port });
@@ -195,47 +171,4 @@ async function timed({ messages }: { readonly messages: number }, sink: Counter,
   await drive(load);
   await sink.reached(before + messages);
   return (performance.now() - started) / 1000;
-}
-
-function drive(load: Load): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', join(import.meta.dirname, 'load/generator.ts')], { stdio: ['pipe', 'pipe', 'inherit'] });
-    let out = '';
-    child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString()));
-    child.once('exit', (code) => {
-      const result = code === 0 ? JSON.parse(out) as { sent: number; refused: number } : { sent: 0, refused: 0 };
-      if (result.sent === load.messages) resolve();
-      else reject(new Error(`the generator sent ${result.sent} of ${load.messages}, ${result.refused} were refused`));
-    });
-    child.stdin.end(JSON.stringify(load));
-  });
-}
-
-interface Counter {
-  reached(count: number): Promise<void>;
-  stop(): void;
-}
-
-/** Postfix's smtp-sink, which throws everything away and counts. */
-async function startCounter(): Promise<Counter> {
-  const child = spawn('/usr/sbin/smtp-sink', ['-c', '-u', 'nobody', `127.0.0.1:${PORTS.sink}`, '1000'], { stdio: ['ignore', 'pipe', 'inherit'] });
-  let count = 0;
-  // "sess=1 quit=0 mesg=123"
-  child.stdout.on('data', (chunk: Buffer) => {
-    for (const [, messages] of chunk.toString('latin1').matchAll(/mesg=(\d+)/g)) count = Number(messages);
-  });
-  await new Promise((resolve) => setTimeout(resolve, 200));
-  return {
-    async reached(wanted) {
-      let last = -1;
-      for (let still = 0; still < 3_000; still++) {
-        if (count >= wanted) return;
-        if (count !== last) still = 0;
-        last = count;
-        await new Promise((resolve) => setTimeout(resolve, 10));
-      }
-      throw new Error(`the sink has ${count} of ${wanted} and nothing more comes`);
-    },
-    stop: () => void child.kill(),
-  };
 }
