@@ -421,6 +421,14 @@ command(shaping, 'why <domain>', 'print what holds mail to a domain now, since w
   print(options, result, () => holdsText(result));
 }));
 
+const automation = group('automation', 'what receivers\' replies have brought about');
+command(automation, 'list', 'print the actions in force, and lanes on their way back').option('--domain <name>', 'only the lanes of this domain').action(run(async (options: Common) => {
+  const result = await ask(options, 'automation.list', { ...options }) as { actions: Record<string, unknown>[] };
+  print(options, result, () => table(result.actions));
+}));
+command(automation, 'lift', 'end actions at once: the lane has all its limits again').option('--lane <lane>', 'of this lane, as list prints it').option('--domain <name>', 'of the lanes of this domain')
+  .option('--rule <id>', 'that this rule began').option('--all', 'all of them').action(simple('automation.lift'));
+
 command(root, 'status', 'show what the daemon is doing').action(simple('status'));
 
 function versionOf({ id, policies }: Tenant, version: string): Tenant['policies'][number] {

@@ -8,11 +8,11 @@ import { openResolver } from './dns/index.ts';
 import { newEvent, openJournal, type Journal } from './events/index.ts';
 import { openFeedback, openSentCopies } from './feedback/index.ts';
 import { openLedger, type Ledger } from './ledger/index.ts';
-import { openPipeline, type House } from './pipeline.ts';
-import { MailError } from './mail/index.ts';
-import { Metrics, notify, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
-import { Schedule, type LaneName, type LaneRules, type Routed } from './schedule/index.ts';
-import { formatProblem, laneLimits, openSettings, sharedLimits, policyProblem, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
+import { openPipeline, type House, type Pipeline } from './pipeline.ts';
+import { MailError, type Due } from './mail/index.ts';
+import { Metrics, notify, openKept, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
+import { Automation, Schedule, type AutomationState, type LaneName, type Routed } from './schedule/index.ts';
+import { formatProblem, laneLimits, openSettings, policyProblem, sharedLimits, type LaneLimits, type LaneParts, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
 import { openSigner } from './sign/index.ts';
 import { openSpool, type Spool } from './spool/index.ts';
 import { openLedgerStore } from './store/index.ts';
@@ -143,7 +143,9 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   for (const tenant of settings().tenants.values()) for (const domain of tenant.domains) signer.load(domain);
   const resolver = openResolver(settings().server.resolver, clock);
   closers.push(() => resolver.close());
-  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics });
+  const automation = startAutomation({ settings, clock, log, metrics, journal }, (lane) => schedule.refresh(lane));
+  const limitsNow = (lane: string, parts: LaneParts): LaneLimits => automation.limits(lane, laneLimits(settings().shaping, parts));
+  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: limitsNow });
   closers.push(() => deliverer.close());
   const sent = openSentCopies(settings().server.dataDir, { clock, log });
   closers.push(() => sent.close());
@@ -152,9 +154,10 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   const schedule = new Schedule<RouteResult>({
     spool, clock, log, metrics,
     route: async (_tenant, domain) => laneOf(settings(), await deliverer.siteOf(domain)),
-    rules: (lane) => rulesOf(settings(), lane),
+    rules: (lane) => ({ limits: limitsNow(lane.id, lane), shared: sharedLimits(settings().shaping, lane), ...automation.suspended(lane.id) }),
+    tenantPausedUntil: (lane, tenant) => automation.tenantSuspended(lane, tenant),
     total: (tenant) => settings().shaping.tenants.get(tenant),
-    run: (due, lane, route) => pipeline.attempt(due, lane, route),
+    run: (due, lane, route) => observed(pipeline.attempt(due, lane, route), lane, due, automation, clock.now()),
   });
   closers.push(() => schedule.stop());
   const feedback = await openFeedback({ settings, keyring, ledger, sent, clock, log, metrics, record: (event) => journal.record(event) });
@@ -170,7 +173,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => observe.close());
   const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
   closers.push(() => submission.drain());
-  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), expel: (tenant) => submission.expel(tenant) };
+  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), automation, expel: (tenant) => submission.expel(tenant) };
   const reload = async (): Promise<unknown> => {
     await notify('RELOADING=1');
     const result = await live.reload();
@@ -186,10 +189,11 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   onSignal('SIGHUP', () => void reload(), closers);
   live.watch();
   schedule.start();
-  const gauges = setInterval(() => gauge(metrics, spool), 5_000);
-  closers.push(() => clearInterval(gauges));
-  const sweep = setInterval(() => void ledger.sweep().catch((error: unknown) => log.error({ error: String(error) }, 'kept evidence could not be swept')), SWEEP_MS);
-  closers.push(() => clearInterval(sweep));
+  every(5_000, () => {
+    automation.sweep();
+    gauge(metrics, spool, automation);
+  }, closers);
+  every(SWEEP_MS, () => void ledger.sweep().catch((error: unknown) => log.error({ error: String(error) }, 'kept evidence could not be swept')), closers);
   journal.record(newEvent('started', clock, {}));
   closers.push(async () => {
     ready = false;
@@ -204,6 +208,35 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   return live;
 }
 
+/** What receivers' replies bring about, kept over restarts and told of in the journal. */
+function startAutomation({ settings, clock, log, metrics, journal }: Pick<House, 'settings' | 'clock' | 'log' | 'metrics' | 'journal'>, refresh: (lane: string) => void): Automation {
+  const kept = openKept<AutomationState>(join(settings().server.dataDir, 'automation.json'), log);
+  const automation: Automation = new Automation({
+    shaping: () => settings().shaping, clock, ...(kept.state !== undefined && { state: kept.state }),
+    onChange(change, action, by, label) {
+      if (change === 'began') metrics.automation.inc({ rule: action.rule, action: action.action, lane: label });
+      const { lane, rule, tenant, until, action: what } = action;
+      // A tenant is told of what concerns it alone; a lane is everybody's, and its line names nobody.
+      journal.record(newEvent(change === 'began' ? 'automation-began' : 'automation-ended', clock, { lane, rule, by, reason: what, next_at: until, ...(tenant !== '' && { tenant }) }));
+      kept.keep(automation.state());
+      refresh(lane);
+    },
+  });
+  return automation;
+}
+
+/** An attempt, whose end the automation takes note of. */
+async function observed(attempt: ReturnType<Pipeline['attempt']>, lane: LaneName, due: Due, automation: Automation, beganAt: number): ReturnType<Pipeline['attempt']> {
+  const ended = await attempt;
+  automation.observe(lane, due.message.origin.tenant, ended.outcome, beganAt);
+  return ended;
+}
+
+function every(ms: number, run: () => void, closers: (() => void)[]): void {
+  const timer = setInterval(run, ms);
+  closers.push(() => clearInterval(timer));
+}
+
 function onSignal(signal: NodeJS.Signals, run: () => void, closers: (() => void)[]): void {
   process.on(signal, run);
   closers.push(() => void process.off(signal, run));
@@ -216,11 +249,9 @@ function laneOf({ shaping }: Settings, route: RouteResult): Routed<RouteResult> 
   return { lane: { id: `${egress}/${site}`, label: `${egress}/${label}`, egress, provider }, route };
 }
 
-function rulesOf({ shaping }: Settings, lane: LaneName): LaneRules {
-  return { limits: laneLimits(shaping, lane), shared: sharedLimits(shaping, lane), pausedUntil: 0, pausedFor: '' };
-}
-
-function gauge(metrics: Metrics, spool: Spool): void {
+function gauge(metrics: Metrics, spool: Spool, automation: Automation): void {
+  metrics.automationHeld.reset();
+  for (const { action } of automation.list()) metrics.automationHeld.inc({ action });
   const { recipients, segmentBytes, liveBytes } = spool.counts();
   metrics.queued.set(recipients);
   metrics.spoolBytes.set({ what: 'segments' }, segmentBytes);

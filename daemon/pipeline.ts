@@ -39,7 +39,7 @@ export interface House {
 /** What the submission door and the schedule call. */
 export interface Pipeline extends SubmissionHooks {
   /** One recipient's attempt, settled durably when it resolves. */
-  attempt(due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean }>;
+  attempt(due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean; readonly outcome: Outcome }>;
 }
 
 /** A gate that cannot tell, a key that cannot be read: ours to mend, so the mail waits only briefly. */
@@ -182,7 +182,7 @@ function noteShadowed(house: House, { tenant, stream }: Place, messageId: string
 
 // ---- out ---------------------------------------------------------------------------------------
 
-async function attempt(house: House, due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean }> {
+async function attempt(house: House, due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean; readonly outcome: Outcome }> {
   const tried = await tryOnce(house, due, lane, route);
   await settle(house, due, lane, tried);
   if (tried.hold === true) {
@@ -191,7 +191,7 @@ async function attempt(house: House, due: Due, lane: LaneName, route: RouteResul
     record(house, 'held', { tenant: due.message.origin.tenant, message_id: due.id, reason: 'the stored message does not match its seal' });
   }
   const { outcome } = tried;
-  return { reached: outcome.kind !== 'deferred' || (outcome.phase !== 'connect' && outcome.phase !== 'dns') };
+  return { reached: outcome.kind !== 'deferred' || (outcome.phase !== 'connect' && outcome.phase !== 'dns'), outcome };
 }
 
 interface Tried {

@@ -6,7 +6,7 @@ import type { Ledger } from '../ledger/index.ts';
 import type { AddressHashes } from '../mail/index.ts';
 import type { Clock, Keyring } from '../runtime/index.ts';
 import type { RouteResult } from '../deliver/index.ts';
-import type { LaneView } from '../schedule/index.ts';
+import type { Automation, LaneView } from '../schedule/index.ts';
 import type { Settings, Tenant } from '../settings/index.ts';
 import type { Spool } from '../spool/index.ts';
 
@@ -22,6 +22,8 @@ export interface Desk {
   readonly expel: (tenant: string) => void;
   /** Empty when no daemon runs. */
   readonly lanes: () => readonly LaneView[];
+  /** What receivers' replies have brought about; absent when no daemon runs. */
+  readonly automation?: Pick<Automation, 'list' | 'lift'>;
   /** Where a domain's mail goes, as the daemon remembers it; absent when none runs. */
   readonly route?: (domain: string) => Promise<RouteResult>;
 }

@@ -2,6 +2,7 @@
 // stores it opened itself when none runs: the same functions either way, so no command ever needs the
 // daemon stopped. Each file beside this one has those of one matter; parameters come from outside and are
 // checked there (params.ts).
+import { automationOperations } from './automation.ts';
 import type { Operation } from './control.ts';
 import type { Desk } from './desk.ts';
 import { explainOperations } from './explain.ts';
@@ -32,5 +33,6 @@ export function operationsOf(desk: Desk): Readonly<Record<string, Operation>> {
     ...invitationOperations(desk),
     ...keyOperations(desk),
     ...shapingOperations(desk),
+    ...automationOperations(desk),
   };
 }

@@ -92,6 +92,12 @@ function hostsOf(domain: string, route: RouteResult): HostsRoute {
 
 const sourcesOf = ({ shaping }: Settings): readonly string[] => (shaping.egress.length === 0 ? ['default'] : shaping.egress.map(({ id }) => id));
 
+/** The site a domain's mail goes to. */
+export async function routeSite(desk: Desk, params: Params): Promise<string> {
+  const { domain, route } = await routeOf(desk, params);
+  return hostsOf(domain, route).site;
+}
+
 async function showShaping(desk: Desk, params: Params): Promise<ShownShaping> {
   const { domain, route } = await routeOf(desk, params);
   const { site, provider, hosts } = hostsOf(domain, route);

@@ -238,7 +238,9 @@ const rated = ({ connections, connectionRate, messageRate }: LaneLimits): Omit<S
 
 /** True when a kept session turned out to be over before this message was considered. */
 function isStale(result: SendResult): boolean {
-  return (result.kind === 'broken' && result.phase === 'mail' && result.fault === 'closed') || (result.kind === 'reply' && result.phase === 'mail' && result.reply.code === 421);
+  if (result.kind === 'unsendable' || result.phase !== 'mail') return false;
+  // A receiver that says 4.7 means us and not the session: coming back at once would be the wrong answer.
+  return result.kind === 'broken' ? result.fault === 'closed' : result.kind === 'reply' && result.reply.code === 421 && !result.reply.enhanced.startsWith('4.7.');
 }
 
 function targetsOf(route: HostsRoute, localAddress: string | undefined): readonly Target[] {

@@ -50,7 +50,7 @@ export class Turnstile {
     const known = this.#paces.get(key);
     if (known !== undefined && known.rate.count === rate.count && known.rate.perMs === rate.perMs && known.rate.burst === rate.burst) return known.pace;
     if (this.#paces.size >= PACES) for (const [id, { pace }] of this.#paces) if (pace.idle(now)) this.#paces.delete(id);
-    const pace = new Pace(rate);
+    const pace = new Pace(rate, known?.pace);
     this.#paces.set(key, { rate, pace });
     return pace;
   }

@@ -8,7 +8,7 @@ import type { Instant, MessageId, Phase } from '../mail/index.ts';
 export const EVENT_KINDS = [
   'accepted', 'refused', 'delivered', 'deferred', 'failed', 'suppressed', 'expired', 'dropped', 'held', 'released',
   'opened', 'clicked', 'unsubscribed', 'bounced', 'complained',
-  'consent', 'suppression', 'erased', 'restricted', 'policy-published', 'suspended', 'resumed', 'reloaded', 'reload-failed', 'soft-refused', 'started', 'stopped',
+  'consent', 'suppression', 'erased', 'restricted', 'policy-published', 'suspended', 'resumed', 'reloaded', 'reload-failed', 'soft-refused', 'automation-began', 'automation-ended', 'started', 'stopped',
 ] as const;
 export type EventKind = (typeof EVENT_KINDS)[number];
 

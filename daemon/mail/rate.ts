@@ -60,13 +60,20 @@ export class Pace {
   #next = 0;
   #last = 0;
 
-  constructor(rate: { readonly count: number; readonly perMs: number; readonly burst: number }) {
+  /** `before`: the pace whose place this one takes; what it counted counts on. */
+  constructor(rate: { readonly count: number; readonly perMs: number; readonly burst: number }, before?: Pace) {
     const parts = Math.ceil(rate.count / TIMES);
     this.#count = Math.floor(rate.count / parts);
     this.#windowMs = (rate.perMs / parts) * SLACK + SLACK_MS;
     this.#intervalMs = this.#windowMs / this.#count;
     this.#burstMs = this.#intervalMs * (Math.max(1, rate.burst) - 1);
     this.#catchUpMs = Math.min(CATCH_UP_MS, rate.perMs / 20);
+    if (before === undefined) return;
+    const known = [...before.#times.slice(before.#next), ...before.#times.slice(0, before.#next)].slice(-this.#count);
+    this.#times.push(...known);
+    this.#next = known.length % this.#count;
+    this.#last = before.#last;
+    this.#dueAt = before.#last + this.#intervalMs;
   }
 
   /** Ms until one more fits; 0: now. */

@@ -16,6 +16,8 @@ export class Metrics {
   readonly connections = this.#gauge('postern_outbound_connections', 'Open connections to receivers', ['lane']);
   readonly queued = this.#gauge('postern_queue_recipients', 'Recipients who wait', []);
   readonly spoolBytes = this.#gauge('postern_spool_bytes', 'Octets of the spool on disk', ['what']);
+  readonly automation = this.#counter('postern_automation_actions_total', 'Actions begun because of what receivers said, by rule', ['rule', 'action', 'lane']);
+  readonly automationHeld = this.#gauge('postern_automation_actions', 'Actions in force', ['action']);
   readonly links = this.#counter('postern_links_rewritten_total', 'Links rewritten in delivered copies', []);
   readonly trackers = this.#counter('postern_third_party_trackers_total', 'Trackers of others in delivered copies of who does not allow them; emptied, unless the stream only reports them', []);
   readonly untouched = this.#counter('postern_parts_untouched_total', 'Text parts left as they came, by reason', ['why']);

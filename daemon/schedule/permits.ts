@@ -92,7 +92,7 @@ export class Permits {
   #pace(gate: Gate, rate: Rate): Pace | undefined {
     if (gate.rate?.count !== rate.count || gate.rate.perMs !== rate.perMs || gate.rate.burst !== rate.burst) {
       gate.rate = rate;
-      gate.pace = new Pace(rate);
+      gate.pace = new Pace(rate, gate.pace);
     }
     return gate.pace;
   }

@@ -179,9 +179,10 @@ export class Schedule<Route> {
     });
   }
 
-  /** Something about limits or pauses has changed: what may go now goes. */
-  refresh(): void {
+  /** Something about limits or pauses has changed, of one lane or of all: what may go now goes. */
+  refresh(only?: string): void {
     for (const lane of this.#lanes.values()) {
+      if (only !== undefined && lane.name.id !== only) continue;
       lane.timer?.cancel();
       lane.timer = undefined;
       this.#pump(lane);

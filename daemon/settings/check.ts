@@ -1,6 +1,7 @@
 // What one key cannot know by itself: that names lead somewhere, that nothing stands twice, that every
 // provider and route can be reached, that files exist and keys are private. Each fault is one problem
 // at the value that is wrong; none of these checks stops another.
+import { checkAutomation } from './automation.ts';
 import type { TreeFiles } from './files.ts';
 import { nearest } from './nearest.ts';
 import type { Path, Problem } from './problem.ts';
@@ -64,7 +65,7 @@ export function checkShaping(source: Source, shaping: ShapingInput, server: Serv
     ...twice(source, shaping.egress, 'egress', 'address'),
     ...unreachableProviders(source, shaping),
   ];
-  problems.push(...checkLayers(source, shaping));
+  problems.push(...checkLayers(source, shaping), ...checkAutomation(source, shaping));
   for (const [i, route] of shaping.routes.entries()) {
     if (route.via.length === 0 && route.loopback_mx === undefined) problems.push(source.problem(['routes', i, 'via'], 'this key is missing, or an empty list'));
     if (route.loopback_mx !== undefined && route.via.length > 0) problems.push(source.problem(['routes', i, 'loopback_mx'], 'stands beside via; one of them leads there'));

@@ -1,5 +1,5 @@
 export type * from './settings.ts';
-export { API_SCOPES, FOOTER_ELEMENTS, SHADOWABLE } from './settings.ts';
+export { API_SCOPES, AUTOMATION_ACTIONS, FOOTER_ELEMENTS, SHADOWABLE } from './settings.ts';
 export { loadSettings, type Loaded, type LoadOptions } from './load.ts';
 export { openSettings, type LiveSettings, type OpenOptions, type Reloaded } from './reload.ts';
 export { addApiToken, addCredential, type NewApiToken, type NewCredential } from './credential.ts';
@@ -8,6 +8,7 @@ export { policyProblem } from './policy-problem.ts';
 export { formatProblem, type Problem } from './problem.ts';
 export { formatDuration, formatRate, formatSize, parseDuration, parseRate, parseSize } from './units.ts';
 export { explainLimits, laneLimits, sharedLimits, type ExplainedLimits, type LaneParts, type SharedLimit } from './shaping.ts';
+export { isTooMany, REPLY_LOOKED_AT } from './automation.ts';
 export { hashPolicy } from './build.ts';
 export { STRICTEST_ID, strictestOf } from './profiles.ts';
 export { diffPolicies, type PolicyDiff } from './policy-diff.ts';

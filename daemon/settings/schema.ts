@@ -3,7 +3,7 @@
 // shaping.yaml and profiles.yaml are reloaded live. Unknown keys are errors everywhere.
 import { z } from 'zod';
 import { BASIS_FACTS, CLICK_MODES, LEGAL_BASES, OPEN_MODES, type LegalBasis } from '../mail/index.ts';
-import { API_SCOPES, FOOTER_ELEMENTS, SHADOWABLE } from './settings.ts';
+import { API_SCOPES, AUTOMATION_ACTIONS, FOOTER_ELEMENTS, SHADOWABLE } from './settings.ts';
 import * as v from './values.ts';
 import { declare } from './values.ts';
 
@@ -202,6 +202,23 @@ const provider = z.strictObject({
   })), [], { says: 'What holds for this provider from one egress source.', reason: 'sources are alike' }),
 });
 
+const automationRule = z.strictObject({
+  id: live.needed(v.id, { says: 'Name of the rule, in events and metrics.' }),
+  provider: live.choice(v.id, { says: 'Only lanes of this provider. Left out: every lane.' }),
+  reply: live.choice(v.words, { says: 'Regular expression for a reply as one line (421 4.7.0 text), capitals and small letters alike.' }),
+  after: live.choice(v.someRate, { says: 'So many such replies on a lane within the time, such as 3/h. Left out: the first.' }),
+  share: live.choice(z.strictObject({
+    of: live.needed(z.enum(['deferred', 'failed']), { says: 'Which attempts are counted.' }),
+    above: live.needed(v.percent, { says: 'The share that is too much.' }),
+    least: live.preset(v.count(1, 1_000_000), 50, { says: 'Fewest attempts that say anything.', reason: 'one of two is no rate' }),
+    within: live.preset(v.someTime, '10m', { says: 'Attempts of this time count.', reason: 'long enough for a rate, short enough to act' }),
+  }), { says: 'In place of reply: the share of attempts on a lane that end badly.' }),
+  action: live.needed(z.enum(AUTOMATION_ACTIONS), { says: 'suspend: nothing goes on the lane; slow: at most rate; halve: half of connections and rate; single: one connection; suspend-tenant: nothing of the tenant concerned goes on the lane.' }),
+  rate: live.choice(v.someRate, { says: 'With slow: the most messages.' }),
+  for: live.needed(v.someTime, { says: 'For how long; afterwards the lane comes back step by step (recovery).' }),
+  fixtures: live.needed(z.array(v.words).min(1), { says: 'Example replies the rule must answer to, or for a share numbers such as 30 of 100. A rule that does not answer to its examples is an error.' }),
+});
+
 /** `shaping.yaml`; the file may be missing. */
 export const shapingSchema = z.strictObject({
   defaults: live.preset(defaults, {}, { says: 'Limits of a site that no provider matches.' }),
@@ -223,6 +240,11 @@ export const shapingSchema = z.strictObject({
     ...layer,
     total: total('all lanes of the source'),
   })), [], { says: "Addresses to send from; `[]` leaves the choice to the system and says hostname.", reason: 'one address needs no list' }),
+  automation: live.preset(z.array(automationRule), [], { says: 'What receivers say, and what follows. Every rule that fits counts; where several hold, the strictest does.', reason: 'the shipped file has rules' }),
+  recovery: live.preset(z.strictObject({
+    add: live.preset(v.percent, '10%', { says: 'So much of its limits a lane gets back in one step.', reason: 'ten steps to the whole' }),
+    every: live.preset(v.someTime, '1m', { says: 'Time between two steps.', reason: 'a receiver counts by the minute' }),
+  }), {}, { says: 'How a lane comes back after an action has ended.' }),
   tenants: live.preset(z.array(z.strictObject({
     id: live.needed(v.id, { says: 'A tenant.' }),
     total: total('all its mail'),

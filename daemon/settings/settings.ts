@@ -214,8 +214,27 @@ export interface Shaping {
   readonly routes: readonly Route[];
   readonly retry: { readonly firstMs: number; readonly maxMs: number };
   readonly egress: readonly EgressSource[];
+  readonly automation: readonly AutomationRule[];
+  /** So much (0 to 1) of its limits a lane gets back at each step. */
+  readonly recovery: { readonly add: number; readonly everyMs: number };
   /** What a tenant may send in all, by tenant id. */
   readonly tenants: ReadonlyMap<string, TotalLimits>;
+}
+
+export const AUTOMATION_ACTIONS = ['suspend', 'slow', 'halve', 'single', 'suspend-tenant'] as const;
+export type AutomationAction = (typeof AUTOMATION_ACTIONS)[number];
+
+/** What receivers say, and what follows for `forMs`. Either `reply` or `share` is there. */
+export interface AutomationRule {
+  readonly id: string;
+  /** Absent: every lane. */
+  readonly provider?: string;
+  readonly reply?: { readonly pattern: RegExp; readonly count: number; readonly perMs: number };
+  readonly share?: { readonly of: 'deferred' | 'failed'; readonly above: number; readonly least: number; readonly withinMs: number };
+  readonly action: AutomationAction;
+  /** With `slow`. */
+  readonly rate?: Rate;
+  readonly forMs: number;
 }
 
 export interface EgressSource {

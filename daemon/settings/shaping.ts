@@ -3,6 +3,7 @@
 // from that source. `unset` drops what was inherited. Totals are not merged: each is a limit of its own
 // that several lanes share, and all of them hold together with the lane's. Pure; a merge is made once for
 // each snapshot, so that the same lane gets the same object until a reload.
+import { buildAutomation } from './automation.ts';
 import { deepFreeze } from './build.ts';
 import type { ShapingInput } from './schema.ts';
 import type { LaneLimits, LimitLayer, Rate, Shaping, TotalLimits } from './settings.ts';
@@ -92,6 +93,8 @@ export function buildShaping(input: ShapingInput): Shaping {
     routes: input.routes.map((one) => ({ domain: one.domain, via: one.via, tls: one.tls, ...(one.loopback_mx !== undefined && { loopbackMx: one.loopback_mx }) })),
     retry: { firstMs: input.retry.first, maxMs: input.retry.max },
     egress: input.egress.map((one) => ({ id: one.id, address: one.address, helo: one.helo, says: layerOf(one), total: totalOf(one.total) })),
+    automation: buildAutomation(input.automation),
+    recovery: { add: input.recovery.add, everyMs: input.recovery.every },
     tenants: new Map(input.tenants.map((one) => [one.id, totalOf(one.total)])),
   });
 }

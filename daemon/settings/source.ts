@@ -141,6 +141,7 @@ function expectation(issue: z.core.$ZodIssue): string {
     case 'too_big':
       return `expected at most ${issue.maximum}`;
     case 'invalid_union': {
+      if (issue.message.startsWith('expected ')) return issue.message;
       const last = issue.errors.at(-1)?.[0];
       return last === undefined ? issue.message : expectation(last as z.core.$ZodIssue);
     }

@@ -93,6 +93,11 @@ export const rate = text(RATE_PATTERN, 'a rate with its unit (s, min, h, d), suc
 /** A rate towards receivers: evenly spaced unless a burst is written. */
 export const laneRate = text(RATE_PATTERN, 'a rate with its unit (s, min, h, d), such as 600/min, or unset')
   .transform((value) => parseRate(value.includes(' burst ') ? value : `${value} burst 1`));
+/** A rate that is one. */
+export const someRate = text(/^[1-9]\d{0,8}\/(?:s|min|h|d)$/, 'a rate with its unit (s, min, h, d), such as 10/min')
+  .transform((value) => parseRate(`${value} burst 1`) ?? { count: 1, perMs: 1_000, burst: 1 });
+/** `30%` as 0.3. */
+export const percent = text(/^(?:100|[1-9]?\d)%$/, 'a share such as 30%').transform((value) => Number(value.slice(0, -1)) / 100);
 /** A whole number in [least, most], or `unset` for no limit. */
 export const countOrUnset = (least: number, most: number) =>
   z.union([z.literal('unset'), z.int().min(least).max(most)], `expected a whole number from ${least} to ${most}, or unset`).transform((value) => (value === 'unset' ? undefined : value));

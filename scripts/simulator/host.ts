@@ -83,6 +83,8 @@ class Conversation {
   #inData = false;
   #from = '';
   #to: string[] = [];
+  /** MAIL was taken. */
+  #begun = false;
   #mailed = 0;
   #sizeBytes = 0;
 
@@ -151,6 +153,7 @@ class Conversation {
     this.#inData = false;
     if (this.#struck('final')) return true;
     this.#mailed++;
+    this.#begun = false;
     this.#receiver.record.took(this.#from, this.#mailed, this.#encrypted);
     this.#receiver.onMessage?.(this.#from, this.#to, this.#sizeBytes);
     this.#say('250 2.0.0 taken');
@@ -167,6 +170,7 @@ class Conversation {
       case 'DATA': return this.#data();
       case 'RSET':
         this.#to = [];
+        this.#begun = false;
         return this.#say('250 2.0.0 ok');
       case 'NOOP': return this.#say('250 2.0.0 ok');
       case 'QUIT':
@@ -201,15 +205,18 @@ class Conversation {
     record.mailTimes.push(now);
     this.#from = /<(.*?)>/.exec(line)?.[1] ?? '';
     this.#to = [];
+    this.#begun = false;
     if (this.#struck('mail')) return;
     if (model.tls && !this.#encrypted) return this.#no('tls', '530 5.7.0 Must issue a STARTTLS command first');
     if (this.#mailed >= model.messagesPerConnection) return this.#refuse('per-connection', model.refusals.perConnection);
     if (!within(passed, now, model.messageRate)) return this.#no('message-rate', model.refusals.messageRate);
+    this.#begun = true;
     this.#say('250 2.1.0 ok');
   }
 
   #rcpt(line: string): void {
     const to = /<(.*?)>/.exec(line)?.[1] ?? '';
+    if (!this.#begun) return this.#say('503 5.5.1 no sender');
     if (this.#struck('rcpt')) return;
     const asked = /^([45]\d\d)-/.exec(to)?.[1];
     if (asked !== undefined) return this.#no('asked', asked.startsWith('4') ? `${asked} 4.2.0 the simulator was asked for this answer` : `${asked} 5.1.1 the simulator was asked for this answer`);

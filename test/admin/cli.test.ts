@@ -127,6 +127,8 @@ const CASES: Readonly<Record<string, Case>> = {
   'tenant delete': { bad: ['demo'], wants: /destroys everything of tenant demo for good.* --yes/ },
   'shaping show': { good: ['reader.example'], says: /connections +20 +defaults\n/, json: /"key":"connections","value":"20","from":"defaults"/, bad: ['x y'], wants: /"x y" is not a domain/ },
   'shaping why': { good: ['reader.example'], says: /no recipient of the domain waits/, json: /"holds":\[/, bad: [], badStatus: 2, wants: /missing required argument 'domain'/ },
+  'automation list': { says: /\(nothing\)/, json: /\{"actions":\[\]\}/, bad: ['--domain', 'x y'], wants: /is not a domain/ },
+  'automation lift': { good: ['--all'], says: /lifted +0/, json: /\{"lifted":0\}/, bad: [], wants: /say which: --lane, --domain, --rule, or --all/ },
   status: { says: /hash/, json: /"recipients":/, bad: ['--x'], badStatus: 2, wants: /unknown option/ },
   'consent import': missing('--tenant'),
   'suppress import': missing('--tenant'),

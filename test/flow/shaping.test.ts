@@ -79,3 +79,41 @@ t.test('a change of shaping.yaml is felt by what waits already', async (t) => {
   grounds.edit('shaping.yaml', () => shapingYaml(simulator, 'defaults: { connections: 2, message_rate: unset }'));
   t.ok(await eventually(() => simulator.accepted === 20), 'without a restart');
 });
+
+t.test('a receiver that says slow down is heard, the lane comes back gently, and a suspension can be lifted', async (t) => {
+  const orange = generous('orange');
+  const { simulator, send, grounds } = await stage(`
+defaults: { connections: 8, message_rate: 200/s, connection_rate: unset }
+providers: [{ id: orange, match: [.orange.fr] }]
+automation:
+  - { id: pressed, reply: '^421|^4\\d\\d 4\\.7\\.', after: 3/min, action: halve, for: 1s, fixtures: ["451 4.7.1 slow down"] }
+  - { id: refused, reply: 'service refuse', after: 2/min, action: suspend, for: 1h, fixtures: ["421 Service refuse"] }
+recovery: { add: 25%, every: 1s }`, [orange], t);
+  const lane = async (): Promise<{ connections: number }> => (await grounds.control('status') as { lanes: { connections: number }[] }).lanes[0] ?? { connections: 0 };
+  simulator.fault('orange', [{ phase: 'mail', does: { reply: '451 4.7.1 slow down' }, share: 1 }]);
+  await send(30, 'orange.fr');
+  const listed = async (): Promise<{ rule: string; action: string; lane: string }[]> => (await grounds.control('automation.list') as { actions: { rule: string; action: string; lane: string }[] }).actions;
+  let few = 8;
+  for (const end = Date.now() + 10_000; few === 8 && Date.now() < end; await pause(20)) few = Math.min(few, (await lane()).connections || 8);
+  t.ok(few < 8, `${few} connections once it had been told`);
+  t.match(await listed(), [{ rule: 'pressed', action: 'halve', lane: 'default/orange' }]);
+  simulator.fault('orange', []);
+  t.ok(await eventually(() => simulator.accepted === 30, 20_000), 'all arrive in the end');
+  for (const end = Date.now() + 10_000; (await listed()).length > 0 && Date.now() < end; await pause(50));
+  t.same(await listed(), [], 'and the lane has come back by itself');
+
+  simulator.fault('orange', [{ phase: 'mail', does: { reply: '421 4.7.0 Service refuse. Veuillez essayer plus tard' }, share: 1 }]);
+  await send(10, 'orange.fr');
+  const suspended = async (): Promise<boolean> => (await listed()).some(({ action }) => action === 'suspend');
+  for (const end = Date.now() + 10_000; !(await suspended()) && Date.now() < end; await pause(20));
+  await pause(300); // what was under way ends
+  simulator.fault('orange', []);
+  await pause(2_500); // longer than any wait for the next try
+  t.equal(simulator.accepted, 30, 'a suspended lane sends nothing');
+  const why = await grounds.control('shaping.why', { domain: 'orange.fr' }) as { holds: { what: string; since: number; until: number }[] };
+  t.match(why.holds[0], { what: 'suspended by rule refused' });
+  t.ok((why.holds[0]?.since ?? 0) > Date.now() - 60_000 && (why.holds[0]?.until ?? 0) > Date.now() + 3_000_000, 'since and until are told');
+  t.ok((await grounds.control('automation.lift', { domain: 'orange.fr' }) as { lifted: number }).lifted >= 1);
+  t.same(await listed(), []);
+  t.ok(await eventually(() => simulator.accepted === 40, 20_000), 'it goes on at once');
+});

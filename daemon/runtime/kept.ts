@@ -1,0 +1,37 @@
+// A small state that outlives a restart: one JSON file, written whole beside its old self and renamed over
+// it. It is a convenience and no record: what cannot be read is told and left behind, what cannot be
+// written is told, and the process goes on with what it has in memory.
+import { readFileSync, renameSync, writeFileSync } from 'node:fs';
+import type { Log } from './log.ts';
+
+/** A state and the way to keep its next. */
+export interface Kept<State> {
+  /** What was kept last; undefined: nothing, or nothing that can be read. */
+  readonly state: State | undefined;
+  keep(state: State): void;
+}
+
+/** Opens the file, which only its owner may read. The caller vouches that nobody else writes it. */
+export function openKept<State>(file: string, log: Log): Kept<State> {
+  return {
+    state: read<State>(file, log),
+    keep(state) {
+      try {
+        writeFileSync(`${file}.new`, JSON.stringify(state), { mode: 0o600 });
+        renameSync(`${file}.new`, file);
+      } catch (error) {
+        log.error({ file, error: String(error) }, 'a state could not be kept; it is lost with a restart');
+      }
+    },
+  };
+}
+
+function read<State>(file: string, log: Log): State | undefined {
+  try {
+    return JSON.parse(readFileSync(file, 'utf8')) as State;
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined;
+    log.warn({ file, error: String(error) }, 'a kept state cannot be read and is begun anew');
+    return undefined;
+  }
+}
