@@ -170,7 +170,7 @@ t.test('the message rate of a lane holds to the message', async (t) => {
   move(499);
   await quiet();
   t.equal(ran.length, 1);
-  move(1);
+  move(11);
   await quiet();
   t.equal(ran.length, 2);
   await finish();
