@@ -135,7 +135,7 @@ class Sender {
   async #first(targets: readonly Target[], lane: Lane, letter: Letter, hash: string): Promise<Outcome> {
     const deadline = this.#parts.clock.now() + BEGIN_WITHIN_MS;
     let last: Outcome | undefined;
-    for (const target of targets) {
+    for (const target of this.#warmFirst(targets, lane, hash)) {
       if (last !== undefined && (this.#parts.clock.now() > deadline || this.#signal.aborted)) break;
       const tried = await this.#target(target, lane, letter, hash);
       if (!tried.next) return tried.outcome;
@@ -145,9 +145,16 @@ class Sender {
     return last ?? deferral('connect', '', 'connection', 'no host could be tried');
   }
 
+  /** Among hosts as good as the first, one with an idle session comes first: a connection costs the lane more than a lot drawn. */
+  #warmFirst(targets: readonly Target[], lane: Lane, hash: string): readonly Target[] {
+    const best = targets[0]?.host.preference;
+    const at = targets.findIndex((target) => target.host.preference === best && this.#pool.has(lane.id, keyOf(target, lane, hash)));
+    const warm = targets[at];
+    return at <= 0 || warm === undefined ? targets : [warm, ...targets.filter((target) => target !== warm)];
+  }
+
   async #target(target: Target, lane: Lane, letter: Letter, hash: string): Promise<Tried> {
-    // A reload may change HELO, limits or TLS: sessions of the old settings are not used again.
-    const key = [target.address, target.host.port, target.host.name, lane.tls, lane.helo, lane.localAddress, hash].join(' ');
+    const key = keyOf(target, lane, hash);
     for (;;) {
       const kept = this.#pool.take(lane.id, key, lane.limits.connections);
       if (kept === undefined) break;
@@ -235,6 +242,11 @@ class Sender {
 const rated = ({ connections, connectionRate, messageRate }: LaneLimits): Omit<SharedLimit, 'key'> => ({
   connections, ...(connectionRate !== undefined && { connectionRate }), ...(messageRate !== undefined && { messageRate }),
 });
+
+/** What a session can be used for. A reload may change HELO, limits or TLS: sessions of the old settings are not used again. */
+function keyOf({ address, host }: Target, lane: Lane, hash: string): string {
+  return [address, host.port, host.name, lane.tls, lane.helo, lane.localAddress, hash].join(' ');
+}
 
 /** True when a kept session turned out to be over before this message was considered. */
 function isStale(result: SendResult): boolean {

@@ -56,6 +56,11 @@ export class SessionPool {
     return found?.session;
   }
 
+  /** Whether take() would find one. */
+  has(lane: string, key: string): boolean {
+    return this.#idle.get(lane)?.some((one) => one.key === key && one.session.usable) === true;
+  }
+
   /** Waits until one more connection stays within every cap, ending idle ones where that helps; then it is counted. */
   async place(caps: readonly ConnectionCap[], signal: AbortSignal): Promise<Place> {
     for (;;) {

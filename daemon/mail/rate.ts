@@ -37,7 +37,9 @@ export class Gcra {
 // the first and the one too many, so that what the way adds does not make it one too many there. A hundredth,
 // and what a busy process is late by: together less than two hundredths of a second's window are given up.
 const SLACK = 1.01;
-const SLACK_MS = 8;
+const SLACK_MS = 7;
+// So much of it a late timer may use, or every window would begin as late as the one before and then some.
+const LATE_MS = 4;
 // What a late timer or a pause of the process cost may be caught up; more would look like a burst.
 const CATCH_UP_MS = 50;
 // Times kept for one rate: 8 KiB. Higher counts are kept in parts of their window.
@@ -78,18 +80,22 @@ export class Pace {
 
   /** Ms until one more fits; 0: now. */
   wait(now: number): number {
-    const oldest = this.#times.length < this.#count ? undefined : this.#times[this.#next];
-    const windowMs = oldest === undefined ? 0 : oldest + this.#windowMs - now;
-    return Math.max(0, Math.ceil(windowMs), Math.ceil(this.#dueAt - this.#burstMs - now));
+    return Math.max(0, Math.ceil(this.#earliest() - now));
   }
 
   /** Counts one now. */
   take(now: number): void {
+    this.#times[this.#next] = Math.min(now, Math.max(this.#earliest(), now - LATE_MS));
     // A little late is late by a timer, and made up; much later is a rest, and a rest is not saved up.
     this.#dueAt = (now - this.#dueAt > this.#catchUpMs ? now : this.#dueAt) + this.#intervalMs;
-    this.#times[this.#next] = now;
     this.#next = (this.#next + 1) % this.#count;
     this.#last = now;
+  }
+
+  /** When one more fits. */
+  #earliest(): number {
+    const oldest = this.#times.length < this.#count ? undefined : this.#times[this.#next];
+    return Math.max(oldest === undefined ? 0 : oldest + this.#windowMs, this.#dueAt - this.#burstMs);
   }
 
   /** Nothing of the past weighs any more: the state may be dropped. */

@@ -99,6 +99,7 @@ interface Lane<Route> {
 
 /** Rows read ahead for one queue: enough to keep a lane busy, few enough to be fair with memory. */
 const READ_AHEAD = 32;
+const LOOK_AGAIN_MS = 60_000;
 /** After a bug in `run` the row rests this long, so that a loop of bugs does not eat a core. */
 const BUG_PAUSE_MS = 30_000;
 /** So many attempts in a row that reached nobody pause the lane: the site is down, asking more is noise. */
@@ -314,7 +315,8 @@ export class Schedule<Route> {
   #hold(lane: Lane<Route>, { by, until }: Held, now: number): void {
     if (lane.held?.by !== by) lane.held = { by, since: now, until };
     else if (lane.held.until !== until) lane.held = { ...lane.held, until };
-    if (until > 0) this.#later(lane, until);
+    // Limits may grow meanwhile, step by step: nobody waits longer than this on a number of yesterday.
+    if (until > 0) this.#later(lane, Math.min(until, now + LOOK_AGAIN_MS));
   }
 
   #later(lane: Lane<Route>, at: number): void {

@@ -127,7 +127,7 @@ export function cast(tail: { readonly domains: number; readonly hosters: number 
 }
 
 /** Recipients drawn from the mix by weight, the same for the same seed; each is another person. */
-export function* mix(providers: readonly ProviderModel[], seed = 1): Generator<{ readonly address: string; readonly provider: string }> {
+export function* mix(providers: readonly ProviderModel[], seed = 1): Generator<{ readonly address: string; readonly provider: string }, undefined> {
   const total = providers.reduce((sum, one) => sum + one.weight, 0);
   // A linear congruential generator: repeatable, and good enough to draw lots with.
   let state = seed >>> 0;
@@ -138,7 +138,7 @@ export function* mix(providers: readonly ProviderModel[], seed = 1): Generator<{
   for (let i = 0; ; i++) {
     let at = lot() * total;
     const chosen = providers.find((one) => (at -= one.weight) < 0) ?? providers[0];
-    if (chosen === undefined) return;
+    if (chosen === undefined) return undefined;
     yield { address: `reader${i}@${chosen.domains[Math.floor(lot() * chosen.domains.length)] ?? ''}`, provider: chosen.id };
   }
 }
