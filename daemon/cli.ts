@@ -8,10 +8,11 @@ import {
   askPeople, callControl, changes, describeImport, holdsText, importFile, operationsOf, peopleText, shapingText, show, table, tally,
   type Ask, type Decision, type ImportFileOptions, type ShownHolds, type ShownShaping,
 } from './admin/index.ts';
+import { messagesIn, readBounce } from './feedback/index.ts';
 import { MailError } from './mail/index.ts';
 import { openLog, systemClock } from './runtime/index.ts';
 import { controlSocket, openStores, serve } from './main.ts';
-import { addApiToken, addCredential, API_SCOPES, describeSettings, diffPolicies, formatProblem, loadSettings, type Settings, type Tenant } from './settings/index.ts';
+import { addApiToken, addCredential, API_SCOPES, describeSettings, diffPolicies, formatProblem, loadSettings, shippedBounces, type Settings, type Tenant } from './settings/index.ts';
 import { dnsRecords, generateKey } from './sign/index.ts';
 
 interface Common {
@@ -51,6 +52,15 @@ function settingsOf(options: Common): Settings {
 /** Prints a result as JSON or for people. */
 function print(options: Common, result: unknown, text: () => string): void {
   process.stdout.write(`${options.json === true ? JSON.stringify(result) : text()}\n`);
+}
+
+/** A file's octets; - is standard input. */
+function readWhole(file: string): Buffer {
+  try {
+    return readFileSync(file === '-' ? 0 : file);
+  } catch (cause) {
+    throw new MailError('E_CONTROL', `${file} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
+  }
 }
 
 /** Writes a file for its owner alone, never over one that is there. */
@@ -278,6 +288,18 @@ person(consent, 'show', 'print what is on record').action(simple('consent.show')
 person(consent, 'invite', 'ask a person by mail to confirm a consent that is pending').requiredOption('--purpose <name>')
   .option('--lang <language>', 'of the letter and its page', 'en').action(simple('consent.invite'));
 importing(command(consent, 'import <file>', 'import consents from CSV (header line) or NDJSON; - for standard input'), 'consent.import');
+
+command(root, 'classify <file...>', 'say what mail that came back means: bounces, complaints, automatic answers; an mbox holds several, - is standard input')
+  .action(run(async (files: string[], options: Common) => {
+    // Without a configuration the rules shipped here hold.
+    const rules = options.config === undefined ? shippedBounces() : settingsOf(options).bounces;
+    for (const file of files) {
+      for (const raw of messagesIn(readWhole(file))) {
+        const found = await readBounce(raw, rules);
+        print(options, { file, ...found }, () => `${file}: ${found.kind}\n${table(found.recipients.map((one) => ({ ...one, hard: one.hard ? 'the address is no good' : '' })))}`);
+      }
+    }
+  }));
 
 const keys = group('keys', 'keys of the tokens in recipients\' links');
 command(keys, 'rotate', 'make a new key: it seals from now on, older ones still open').requiredOption('--tenant <id>').action(simple('keys.rotate'));

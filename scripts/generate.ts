@@ -12,6 +12,7 @@ const files: Readonly<Record<string, () => string>> = {
   'config/schema/postern.json': () => json(jsonSchema('postern.yaml')),
   'config/schema/tenant.json': () => json(jsonSchema('tenants/*.yaml')),
   'config/schema/profiles.json': () => json(jsonSchema('profiles.yaml')),
+  'config/schema/bounces.json': () => json(jsonSchema('bounces.yaml')),
   'config/schema/shaping.json': () => json(jsonSchema('shaping.yaml')),
 };
 

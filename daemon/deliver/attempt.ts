@@ -214,7 +214,7 @@ class Sender {
 
   #unconnected(connected: Exclude<Connected, { kind: 'session' }>, target: Target): Tried {
     if (connected.kind === 'refused') {
-      const { class: found } = classify(connected.phase, connected.reply);
+      const { class: found } = classify(this.#parts.settings().bounces, connected.phase, connected.reply);
       return { next: true, outcome: { ...deferral(connected.phase, target.host.name, found, said(connected.phase, connected.reply)), reply: connected.reply } };
     }
     return { next: true, outcome: deferral(connected.phase, target.host.name, faultClass(connected.fault), connected.reason) };
@@ -233,7 +233,7 @@ class Sender {
       return { next: !result.afterDot, outcome: { ...deferral(result.phase, host, found, reason), ...detail } };
     }
     const { phase, reply } = result;
-    const { kind, class: found, deadAddress } = classify(phase, reply);
+    const { kind, class: found, deadAddress } = classify(this.#parts.settings().bounces, phase, reply);
     const common = { phase, reply, class: found, reason: said(phase, reply), ...detail };
     return { next: false, outcome: kind === 'failed' ? { kind, deadAddress, ...common } : { kind, ...common } };
   }

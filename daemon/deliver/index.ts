@@ -1,3 +1,3 @@
 export { openDeliverer, type Deliverer, type DelivererParts } from './attempt.ts';
 export { resolveRoute, type HostsRoute, type RouteContext, type RouteResult, type TargetHost } from './route.ts';
-export { BOUNCE_CLASSES, classify, type BounceClass, type Classified } from './classify.ts';
+export { classify, type BounceClass, type Classified } from './classify.ts';

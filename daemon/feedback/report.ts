@@ -14,6 +14,8 @@ export interface ReportedRecipient {
   readonly recipient: string;
   /** What the remote host said, as a reply; undefined where no SMTP reply is quoted. */
   readonly reply: Reply | undefined;
+  /** The Diagnostic-Code field's text. */
+  readonly diagnostic: string;
 }
 
 export type Report =
@@ -95,7 +97,8 @@ function fieldGroups(text: string): readonly ReadonlyMap<string, string>[] {
 
 const ACTIONS: readonly ReportedRecipient['action'][] = ['failed', 'delayed', 'delivered', 'relayed', 'expanded'];
 
-function reportedRecipients(text: string): readonly ReportedRecipient[] {
+/** The groups of a delivery report that are about a recipient. */
+export function reportedRecipients(text: string): readonly ReportedRecipient[] {
   return fieldGroups(text).filter((fields) => fields.has('final-recipient') || fields.has('original-recipient') || fields.has('action')).map((fields) => {
     const action = (fields.get('action') ?? '').replace(/[\s;(].*$/s, '').toLowerCase();
     return {
@@ -104,6 +107,7 @@ function reportedRecipients(text: string): readonly ReportedRecipient[] {
       status: /(?:^|\s)([245]\.\d{1,3}\.\d{1,3})(?!\d)/.exec(fields.get('status') ?? '')?.[1] ?? '',
       recipient: (fields.get('final-recipient') ?? fields.get('original-recipient') ?? '').replace(/^[^;]*;\s*/, '').replaceAll(/^<|>$/g, ''),
       reply: quotedReply(fields.get('diagnostic-code') ?? ''),
+      diagnostic: (fields.get('diagnostic-code') ?? '').replace(/^[\w-]+\s*;\s*/, ''),
     };
   });
 }

@@ -7,7 +7,7 @@ import { openMailto, openReturnPath, openToken, type MailToken } from '../compos
 import { classify, type BounceClass } from '../deliver/index.ts';
 import { maskReply, newEvent, type Event, type EventKind } from '../events/index.ts';
 import type { Ledger } from '../ledger/index.ts';
-import { isMailError, reply, replyLine, type AddressHashes, type Reply } from '../mail/index.ts';
+import { isMailError, reply, replyLine, type AddressHashes, type BounceRules, type Reply } from '../mail/index.ts';
 import type { Clock, Keyring, Log, Metrics } from '../runtime/index.ts';
 import type { Settings } from '../settings/index.ts';
 import { fieldText, isAutomatic, readReport, type Report, type ReportedRecipient } from './report.ts';
@@ -115,7 +115,7 @@ async function complain(options: FeedbackOptions, token: MailToken, person: Reac
 }
 
 async function bounce(options: FeedbackOptions, token: MailToken, recipients: readonly ReportedRecipient[], person: Reached | undefined): Promise<void> {
-  const { action, said, judged } = judgeReport(recipients);
+  const { action, said, judged } = judgeReport(options.settings().bounces, recipients);
   const dead = judged.dead && person !== undefined;
   if (dead) await options.ledger.suppress(token.tenant, { hashes: person.hashes, scope: 'all', cause: 'hard-bounce', by: 'bounce' });
   record(options, 'bounced', token, person, {
@@ -137,19 +137,19 @@ interface JudgedReport {
  * What a report means for the one recipient its copy had. A list behind the address makes several groups:
  * the address is dead only when every one of them failed for good.
  */
-export function judgeReport(recipients: readonly ReportedRecipient[]): JudgedReport {
+export function judgeReport(rules: BounceRules, recipients: readonly ReportedRecipient[]): JudgedReport {
   const first = recipients.find(({ action }) => action === 'failed') ?? recipients[0];
   if (first === undefined) return { action: 'unknown', said: undefined, judged: { class: 'other', dead: false } };
   const said = replyOf(first);
-  const meaning = first.action === 'failed' || first.action === 'delayed' ? (said === undefined ? 'other' : classify('final', said).class) : 'none';
-  return { action: first.action, said, judged: { class: meaning, dead: recipients.every((one) => isDead(one)) } };
+  const meaning = first.action === 'failed' || first.action === 'delayed' ? (said === undefined ? 'other' : classify(rules, 'final', said).class) : 'none';
+  return { action: first.action, said, judged: { class: meaning, dead: recipients.every((one) => isDead(rules, one)) } };
 }
 
-function isDead(recipient: ReportedRecipient): boolean {
+function isDead(rules: BounceRules, recipient: ReportedRecipient): boolean {
   const said = replyOf(recipient);
   // Two statuses that disagree (the host's and the reporter's) condemn nobody when either speaks of policy.
   const policy = [recipient.status, said?.enhanced ?? ''].some((status) => status.slice(2).startsWith('7.'));
-  return recipient.action === 'failed' && !policy && said !== undefined && classify('final', said).deadAddress;
+  return recipient.action === 'failed' && !policy && said !== undefined && classify(rules, 'final', said).deadAddress;
 }
 
 /** The reply the report quotes; else one made of its status. */

@@ -13,3 +13,4 @@ export { Gcra, Pace } from './rate.ts';
 export { REPLIES } from './replies.ts';
 export { BASIS_FACTS, LEGAL_BASES, type BasisFact, type LegalBasis } from './permission.ts';
 export { comparableText, showing, shownText } from './shown-text.ts';
+export { BounceRules, type BounceClass, type BounceRule, type Said } from './bounces.ts';

@@ -1,7 +1,8 @@
 // What can be configured, told from the schemas: JSON Schema for editors, the table of keys for
 // config/README.md, and the lines of `postern config show`. No secret is ever printed, hashed or not.
 import { z } from 'zod';
-import { SHIPPED_PROFILES, writtenValues } from './load.ts';
+import { isShipped, writtenValues } from './load.ts';
+import { bouncesSchema } from './bounces.ts';
 import { profilesSchema, serverSchema, shapingSchema, tenantSchema } from './schema.ts';
 import type { Settings } from './settings.ts';
 
@@ -20,7 +21,7 @@ interface Described {
   readonly 'x-reason'?: string;
 }
 
-const SCHEMAS = { 'postern.yaml': serverSchema, 'tenants/*.yaml': tenantSchema, 'shaping.yaml': shapingSchema, 'profiles.yaml': profilesSchema } as const;
+const SCHEMAS = { 'postern.yaml': serverSchema, 'tenants/*.yaml': tenantSchema, 'shaping.yaml': shapingSchema, 'profiles.yaml': profilesSchema, 'bounces.yaml': bouncesSchema } as const;
 type SchemaFile = keyof typeof SCHEMAS;
 
 /** One key as declared; `default` is undefined where there is none. */
@@ -106,8 +107,7 @@ export function describeSettings(settings: Settings | undefined, mode: 'defaults
 }
 
 function schemaFile(file: string): SchemaFile {
-  if (file === SHIPPED_PROFILES) return 'profiles.yaml';
-  return file === 'postern.yaml' || file === 'shaping.yaml' || file === 'profiles.yaml' ? file : 'tenants/*.yaml';
+  return (['postern.yaml', 'shaping.yaml', 'profiles.yaml', 'bounces.yaml'] as const).find((name) => file.startsWith(name)) ?? 'tenants/*.yaml';
 }
 
 function keyValues(file: string, schema: Described, value: unknown, key: string): KeyValue[] {
@@ -120,7 +120,7 @@ function keyValues(file: string, schema: Described, value: unknown, key: string)
     const items = schema.items;
     return value.flatMap((item: unknown, i) => keyValues(file, items, item, `${key}[${i}]`));
   }
-  const isDefault = value === undefined || file === SHIPPED_PROFILES || JSON.stringify(value) === JSON.stringify(schema.default);
+  const isDefault = value === undefined || isShipped(file) || JSON.stringify(value) === JSON.stringify(schema.default);
   const effective = value ?? schema.default;
   if (effective === undefined) return [];
   return [{ key: `${file} ${key}`, value: /(?:^|\.)secret$/.test(key) ? '(hidden)' : effective, isDefault, doc: schema.description ?? '' }];
@@ -143,7 +143,7 @@ export function keysAsMarkdown(): string {
     'this folder; a key file written as `credential:NAME` is looked up among the systemd credentials of the',
     'service. Quantities carry their unit: `3d`, `25MiB`, `600/min` (also `600/min burst 60`). Unknown keys are errors.',
     '`postern.yaml` is read at start; the rest is reloaded when a file changes or on SIGHUP, whole or not at all.',
-    '`shaping.yaml` and `profiles.yaml` may be left out: then the defaults hold, and the profiles shipped here.',
+    '`shaping.yaml`, `profiles.yaml` and `bounces.yaml` may be left out: then the defaults hold, and the profiles and rules shipped here.',
     'The tables below and `schema/` are made from the declarations in `daemon/settings/schema.ts` by',
     '`scripts/node scripts/generate.ts`.',
   ];

@@ -4,6 +4,7 @@
 import { buildServer, buildTenant } from './build.ts';
 import { checkServer, checkShaping, checkTenants, type TenantFile } from './check.ts';
 import { TreeFiles } from './files.ts';
+import { bouncesSchema, buildBounces, checkBounces } from './bounces.ts';
 import { buildProfiles, checkProfiles, strictestOf } from './profiles.ts';
 import { sortProblems, type Problem } from './problem.ts';
 import { profilesSchema, serverSchema, shapingSchema, tenantSchema } from './schema.ts';
@@ -16,8 +17,9 @@ import type { z } from 'zod';
 // Where systemd mounts what systemd/postern.service loads; root sees it while the service runs.
 const SERVICE_CREDENTIALS = '/run/credentials/postern.service';
 
-/** What profiles.yaml is called where the tree has none and that of this package holds. */
-export const SHIPPED_PROFILES = 'profiles.yaml (shipped)';
+/** What a file is called where the tree has none and that of this package holds. */
+const SHIPPED = ' (shipped)';
+export const isShipped = (file: string): boolean => file.endsWith(SHIPPED);
 
 /** What loading a tree came to; `hash` and `folders` are known even when it failed. */
 export type Loaded = { readonly hash: string; readonly folders: readonly string[]; readonly warnings: readonly Problem[] } & (
@@ -83,7 +85,9 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
 
   const server = read('postern.yaml', serverSchema);
   const shaping = read('shaping.yaml', shapingSchema, () => ({ file: 'shaping.yaml', found: Buffer.alloc(0) }));
-  const profiles = read('profiles.yaml', profilesSchema, () => ({ file: SHIPPED_PROFILES, found: files.shipped('profiles.yaml') }));
+  const shipped = (name: string) => (): Lacking => ({ file: `${name}${SHIPPED}`, found: files.shipped(name) });
+  const profiles = read('profiles.yaml', profilesSchema, shipped('profiles.yaml'));
+  const bounces = read('bounces.yaml', bouncesSchema, shipped('bounces.yaml'));
   const tenants: TenantFile[] = [];
   for (const name of tenantFiles(files, problems, warnings)) {
     const found = read(`tenants/${name}.yaml`, tenantSchema);
@@ -93,6 +97,7 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
   if (server?.value !== undefined) problems.push(...checkServer(server.source, server.value, files));
   if (shaping?.value !== undefined) problems.push(...checkShaping(shaping.source, shaping.value, server?.value));
   if (profiles?.value !== undefined) problems.push(...checkProfiles(profiles.source, profiles.value));
+  if (bounces?.value !== undefined) problems.push(...checkBounces(bounces.source, bounces.value));
   const texts = new Map<string, Buffer>();
   problems.push(...checkTenants(tenants, { sandbox: server?.value?.sandbox ?? false, profiles: profiles?.value?.profiles }, files, texts));
   if (server?.value?.sandbox === true && shaping?.value?.routes.length === 0) {
@@ -104,7 +109,7 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
   }
 
   const known = { hash: files.hash(), folders: Object.freeze([...files.folders]), warnings: sortProblems(warnings) };
-  if (problems.length > 0 || server?.value === undefined || shaping?.value === undefined || profiles?.value === undefined) {
+  if (problems.length > 0 || server?.value === undefined || shaping?.value === undefined || profiles?.value === undefined || bounces?.value === undefined) {
     return { ok: false, problems: sortProblems(problems), ...known };
   }
   const built = tenants.map(({ id, value }): readonly [string, Tenant] => [id, buildTenant(id, value, files, texts)]);
@@ -117,6 +122,7 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
     credentials: new Map(built.flatMap(([, tenant]) => tenant.credentials.map((one): readonly [string, Credential] => [one.username, one]))),
     shaping: buildShaping(shaping.value),
     profiles: jurisdictions,
+    bounces: buildBounces(bounces.value),
     strictest: strictestOf([...jurisdictions.values()]),
   });
   written.set(settings, values);

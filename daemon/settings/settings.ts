@@ -1,7 +1,7 @@
 // The frozen snapshot every room reads: what the YAML tree says once it has been checked. Units are in
 // the names. One snapshot is never changed; a reload makes a new one (reload.ts) and everybody asks
 // `current()` anew for each message, so that a change reaches the next message and not half of one.
-import type { BasisFact, ClickMode, LegalBasis, OpenMode, Tracking } from '../mail/index.ts';
+import type { BasisFact, BounceRules, ClickMode, LegalBasis, OpenMode, Tracking } from '../mail/index.ts';
 
 export interface Settings {
   /** SHA-256 over the whole tree, hex: two snapshots with one hash say the same. */
@@ -15,6 +15,8 @@ export interface Settings {
   readonly shaping: Shaping;
   /** `profiles.yaml`, by id; the shipped ones where the tree has no such file. */
   readonly profiles: ReadonlyMap<string, Profile>;
+  /** `bounces.yaml`: what receivers' words mean. */
+  readonly bounces: BounceRules;
   /** What holds where the jurisdiction is unknown: of every rule the strictest of all profiles. */
   readonly strictest: Profile;
 }

@@ -100,6 +100,7 @@ const CASES: Readonly<Record<string, Case>> = {
   'consent invite': { bad: [...of('reader'), '--purpose', 'newsletter'], wants: /no letter is sent: no consent for purpose newsletter waits to be confirmed/ },
   'keys rotate': { good: T, says: /seals +[0-9a-f]{8}/, json: /"opens":\["[0-9a-f]{8}",/, bad: ['--tenant', 'x'], wants: /no tenant "x"/ },
   'keys retire': { bad: [...T, '--key', '00000000'], wants: /lead nowhere any more.* say --yes/ },
+  classify: { good: ['BOUNCE'], says: /: bounce\n[^]*userunknown +the address is no good/, json: /^\{"file":[^]*"kind":"bounce","recipients":\[\{"address":"x@example.com","status":"5.1.1","reply":"550","class":"bad-mailbox","reason":"userunknown","hard":true\}\]/, bad: ['/nowhere'], wants: /\/nowhere cannot be read/ },
   'suppress add': { good: of('noisy'), says: /manual/, json: /"cause":"manual"/, bad: [...of('noisy'), '--cause', 'x'], wants: /cause: expected one of hard-bounce/ },
   'suppress remove': { good: of('noisy'), says: /lifted +1/, json: /\{"lifted":0\}/, ...missing('--tenant') },
   'suppress list': { good: T, says: /suppressions|\(nothing\)/, json: /^\{"suppressions":/, ...missing('--tenant') },
@@ -136,13 +137,15 @@ const CASES: Readonly<Record<string, Case>> = {
 
 t.test('every command: help, a good call for people and as JSON, a bad one', async (t) => {
   const id = await waiting();
+  const bounce = join(grounds.dir, 'bounce.eml');
+  writeFileSync(bounce, 'From: MAILER-DAEMON@mx.example\nSubject: failure notice\n\nI was not able to deliver your message.\n\n<x@example.com>:\n192.0.2.1 does not like recipient.\nRemote host said: 550 5.1.1 User unknown\n\n--- Below this line is a copy of the message.\n');
   let made = 0;
   for (const [name, { good = [], status = 0, says, json, bad, badStatus = 1, wants }] of Object.entries(CASES)) {
     const words = name.split(' ');
     const help = await plain(...words, '--help');
     t.match(help, { status: 0, out: new RegExp(`^Usage: postern ${name} .*options`) }, `${name} --help`);
     t.match(help.out, /--config/, `${name}: --config`);
-    const call = (): string[] => [...words, ...good.map((word) => ({ ID: id, FILE: join(grounds.dir, `made-${++made}`), NAME: `name-${++made}` })[word] ?? word)];
+    const call = (): string[] => [...words, ...good.map((word) => ({ ID: id, BOUNCE: bounce, FILE: join(grounds.dir, `made-${++made}`), NAME: `name-${++made}` })[word] ?? word)];
     if (says !== undefined) t.match(await cli(...call()), { status, out: says }, name);
     if (json !== undefined) {
       const { status: ended, out } = await cli(...call(), '--json');

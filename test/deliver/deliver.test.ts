@@ -1,11 +1,11 @@
 // Routing, classification and whole attempts: real sockets to scripted MXes, fake answers from DNS.
 import t from 'tap';
-import type { Reply, Signed } from '../../daemon/mail/index.ts';
+import type { Phase, Reply, Signed } from '../../daemon/mail/index.ts';
 import { parseReply } from '../../daemon/mail/index.ts';
 import type { Resolver } from '../../daemon/dns/index.ts';
 import { Metrics, systemClock, type Clock } from '../../daemon/runtime/index.ts';
-import { laneLimits, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
-import { classify, openDeliverer, resolveRoute, BOUNCE_CLASSES, type HostsRoute, type RouteResult } from '../../daemon/deliver/index.ts';
+import { laneLimits, shippedBounces, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
+import { classify, openDeliverer, resolveRoute, type HostsRoute, type RouteResult } from '../../daemon/deliver/index.ts';
 import { RouteCache } from '../../daemon/deliver/route.ts';
 import { startMx, type Mx, type MxScript } from '../lib/mx.ts';
 
@@ -15,7 +15,7 @@ const shapingOf = (more: Partial<Shaping> = {}): Shaping => ({
   providers: [{ id: 'bigmail', match: ['.bigmail.example', 'mx.other.example'], sites: 'together', says: { connections: 9, tls: 'required' }, total: {}, egress: new Map() }],
   routes: [], retry: { firstMs: 300_000, maxMs: 14_400_000 }, egress: [{ id: 'main', address: '127.0.0.1', helo: 'out.example', says: {}, total: {} }], tenants: new Map(), automation: [], recovery: { add: 0.1, everyMs: 60_000 }, ...more,
 });
-const settingsOf = (shaping: Shaping, hash = 'h'): Settings => ({ hash, shaping, server: { hostname: 'postern.example', sandbox: false } } as unknown as Settings);
+const settingsOf = (shaping: Shaping, hash = 'h'): Settings => ({ hash, shaping, bounces: shippedBounces(), server: { hostname: 'postern.example', sandbox: false } } as unknown as Settings);
 type Zone = Readonly<Record<string, { readonly mx?: readonly [number, string][] | 'fails'; readonly a?: readonly string[] | 'fails' }>>;
 function resolverOf(zone: Zone): Resolver & { asked: number } {
   const answer = (records: readonly unknown[] | 'fails' | undefined) => {
@@ -35,16 +35,18 @@ function resolverOf(zone: Zone): Resolver & { asked: number } {
 }
 const replyOf = (line: string): Reply => parseReply([line]) ?? (() => { throw new Error(line); })();
 
+const rules = shippedBounces();
+
 t.test('classify', async (t) => {
-  const rows: readonly [Parameters<typeof classify>[0], string, string, string, boolean][] = [
+  const rows: readonly [Phase, string, string, string, boolean][] = [
     ['final', '250 2.0.0 ok', 'delivered', 'none', false],
     ['rcpt', '550 5.1.1 user unknown', 'failed', 'bad-mailbox', true],
-    ['rcpt', '550 5.1.10 null MX', 'failed', 'bad-domain', true],
+    ['rcpt', '550 5.1.10 null MX', 'failed', 'refuses-mail', false],
     ['rcpt', '550 5.1.2 bad system', 'failed', 'bad-domain', false],
     ['mail', '550 5.1.1 sender unknown', 'failed', 'bad-mailbox', false],
     ['rcpt', '450 4.1.1 user unknown', 'deferred', 'bad-mailbox', false],
-    ['rcpt', '550 5.7.1 user unknown', 'failed', 'policy', false],
-    ['rcpt', '550 5.7.1 no such user here, listed at spamhaus', 'failed', 'reputation', false],
+    ['rcpt', '550 5.7.1 user unknown', 'failed', 'bad-mailbox', false],
+    ['rcpt', '550 5.7.1 no such user here, listed at spamhaus', 'failed', 'client', false],
     ['final', '550 5.7.26 unauthenticated', 'failed', 'auth', false],
     ['rcpt', '552 5.2.2 mailbox full', 'deferred', 'quota', false],
     ['rcpt', '552 too many recipients', 'deferred', 'too-many', false],
@@ -52,20 +54,20 @@ t.test('classify', async (t) => {
     ['mail', '552 5.3.4 too big', 'failed', 'too-large', false],
     ['rcpt', '550 no such user', 'failed', 'bad-mailbox', true],
     ['rcpt', '550 5.0.0 mailbox unknown', 'failed', 'bad-mailbox', true],
-    ['rcpt', '550 go away', 'failed', 'other', false],
+    ['rcpt', '550 go away', 'failed', 'client', false],
     ['rcpt', '550 5.2.1 disabled', 'failed', 'inactive-mailbox', false],
     ['rcpt', '451 4.7.1 greylisted, come back', 'deferred', 'greylisted', false],
-    ['greet', '554 5.7.1 not you', 'deferred', 'policy', false],
-    ['greet', '550 5.1.1 unknown', 'deferred', 'bad-mailbox', false],
+    ['greet', '554 5.7.1 not you', 'deferred', 'client', false],
+    ['greet', '550 5.1.1 unknown', 'deferred', 'client', false],
     ['rcpt', '421 4.3.2 closing', 'deferred', 'rate', false],
     ['final', '554 5.6.0 broken MIME', 'failed', 'content', false],
   ];
-  for (const [phase, line, kind, of, dead] of rows) t.same(classify(phase, replyOf(line)), { kind, class: of, deadAddress: dead }, `${phase}: ${line}`);
+  for (const [phase, line, kind, of, dead] of rows) t.same(classify(rules, phase, replyOf(line)), { kind, class: of, deadAddress: dead }, `${phase}: ${line}`);
   for (const phase of ['greet', 'mail', 'rcpt', 'data', 'final'] as const) {
     for (const code of [450, 550, 551, 552, 553, 554]) {
       for (let detail = 0; detail <= 40; detail++) {
-        const found = classify(phase, replyOf(`${code} ${Math.floor(code / 100)}.7.${detail} user unknown, does not exist, invalid mailbox`));
-        if (found.deadAddress || !BOUNCE_CLASSES.includes(found.class)) t.fail(`${code} x.7.${detail} at ${phase}`);
+        const found = classify(rules, phase, replyOf(`${code} ${Math.floor(code / 100)}.7.${detail} user unknown, does not exist, invalid mailbox`));
+        if (found.deadAddress || !rules.classes.has(found.class)) t.fail(`${code} x.7.${detail} at ${phase}`);
       }
     }
   }
@@ -223,7 +225,7 @@ t.test('the next host, and when not', async (t) => {
     });
   }
   await scene([{ answers: { connect: '554 5.7.1 no' } }], async ({ attempt }) => {
-    t.match(await attempt(), { kind: 'deferred', phase: 'greet', class: 'policy', reply: { code: 554 } });
+    t.match(await attempt(), { kind: 'deferred', phase: 'greet', class: 'client', reply: { code: 554 } });
   });
   await scene([{ extensions: [] }], async ({ mxes: [mx], attempt }) => {
     t.match(await attempt(signed({ recipient: { wire: 'jörg@site.example', domain: 'site.example' } })), { kind: 'failed', class: 'unsupported', deadAddress: false, reason: /^5\.6\.7/ });

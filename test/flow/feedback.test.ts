@@ -103,7 +103,7 @@ t.test('transactional mail: no link in it, the table of copies says who it was',
 t.test('policy, delay and answers of programs condemn nobody', async (t) => {
   const policy = await deliver('policy');
   t.match(await come(policy.returnPath, dsn(policy, 'Action: failed\nStatus: 5.7.1\nDiagnostic-Code: smtp; 550 5.7.1 not wanted')), /^250/);
-  t.match(await grounds.event(policy.id, ['bounced']), { class: 'policy' });
+  t.match(await grounds.event(policy.id, ['bounced']), { class: 'security' });
   const slow = await deliver('slow');
   t.match(await come(slow.returnPath, dsn(slow, 'Action: delayed\nStatus: 4.4.1')), /^250/);
   t.match(await grounds.event(slow.id, ['bounced']), { reason: 'delayed' });
