@@ -5,7 +5,7 @@
 // that was answered 250 is lost.
 import { compose, render } from './compose/index.ts';
 import type { Deliverer, RouteResult } from './deliver/index.ts';
-import { composeDsn, maskReply, newEvent, type Event, type EventKind, type Journal } from './events/index.ts';
+import { composeDsn, maskReply, newEvent, type DsnAction, type Event, type EventKind, type Journal } from './events/index.ts';
 import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, judgeText, profilesNamed, verdictReply, type Verdict, type Yes } from './gate/index.ts';
 import type { SentCopies } from './feedback/index.ts';
 import type { Facts, Ledger, Suspension } from './ledger/index.ts';
@@ -250,8 +250,11 @@ async function settle(house: House, due: Due, lane: LaneName, tried: Tried): Pro
   if (outcome.kind === 'deferred' && now < due.recipient.expiresAt) {
     const { retry } = house.settings().shaping;
     const backoff = outcome.phase === 'gate' ? LOCAL_RETRY_MS : backoffMs(due.recipient.attempts + 1, retry, Math.random(), outcome.retryAfterMs);
-    // One last attempt at the very end of the time the stream gives it.
-    const nextAt = Math.min(now + backoff, due.recipient.expiresAt);
+    const noticeAt = delayNoticeAt(house, due) ?? Infinity;
+    // One last attempt at the very end of the time the stream gives it, and one when its waiting is to be told:
+    // only that one was planned before the time and comes after it, so that the notice goes once.
+    const nextAt = Math.min(now + backoff, due.recipient.expiresAt, now < noticeAt ? noticeAt : Infinity);
+    if (now >= noticeAt && due.recipient.nextAt <= noticeAt) await tellTenant(house, due, outcome, 'delayed');
     recordOutcome(house, 'deferred', due, lane, tried, { next_at: nextAt });
     await house.spool.settle(due, { kind: 'later', nextAt, lastReply: outcome.reply === undefined ? outcome.reason : replyLine(outcome.reply) });
     return;
@@ -266,9 +269,8 @@ async function settle(house: House, due: Due, lane: LaneName, tried: Tried): Pro
     remember(house, due);
     if (tried.copy?.links !== undefined) house.metrics.links.inc(tried.copy.links);
     if (tried.copy?.trackers !== undefined) house.metrics.trackers.inc(tried.copy.trackers);
-  } else {
-    await tellTenant(house, due, outcome);
   }
+  await tellTenant(house, due, outcome, kind === 'delivered' ? 'relayed' : 'failed');
   await house.spool.settle(due, { kind: 'done' });
 }
 
@@ -280,26 +282,39 @@ function remember({ settings, sent }: House, due: Due): void {
   sent?.note({ tenant: origin.tenant, message: due.id, recipient: due.index, stream: origin.stream, purpose: place.stream.purpose, hashes: due.recipient.hashes });
 }
 
-/** A failure notice to the tenant's return address; never for a notice, never to a null reverse-path. */
-async function tellTenant(house: House, due: Due, outcome: Outcome): Promise<void> {
+/** Which recipients a notice of this kind is for: those whom nobody asked about otherwise. RFC 3461 §4.1. */
+const ASKED: Readonly<Record<DsnAction, (notify: readonly string[]) => boolean>> = {
+  failed: (notify) => notify.length === 0 || notify.includes('FAILURE'),
+  delayed: (notify) => notify.includes('DELAY'),
+  relayed: (notify) => notify.includes('SUCCESS'),
+};
+
+/** When a recipient's waiting is told of, for who asked; undefined for who did not. */
+function delayNoticeAt(house: House, { message, recipient }: Due): number | undefined {
+  const place = placeOf(house.settings(), message.origin.tenant, message.origin.stream);
+  return place !== undefined && ASKED.delayed(recipient.dsn?.notify ?? []) ? message.receivedAt + place.stream.delayNoticeMs : undefined;
+}
+
+/** A notice to the tenant's return address; never for a notice, never to a null reverse-path. */
+async function tellTenant(house: House, due: Due, outcome: Outcome, action: DsnAction): Promise<void> {
   const { origin, envelope, plan } = due.message;
   const place = placeOf(house.settings(), origin.tenant, origin.stream);
   const to = place?.stream.bouncesTo || envelope.mailFrom;
-  const notify = due.recipient.dsn?.notify ?? [];
   const domain = place?.tenant.domains.find((known) => known.name === plan.domain);
-  // RFC 3461 §4.1: NEVER, or a list without FAILURE, means no notice.
-  if (origin.kind !== 'relay' || to === '' || place === undefined || domain === undefined || (notify.length > 0 && !notify.includes('FAILURE'))) return;
+  if (origin.kind !== 'relay' || to === '' || place === undefined || domain === undefined || !ASKED[action](due.recipient.dsn?.notify ?? [])) return;
   const now = house.clock.now();
   const id = newId(now);
   const body = await house.spool.body(due.id);
-  const full = envelope.ret === 'FULL';
+  // RFC 3461 §4.3: of what did not fail only the header comes back.
+  const full = envelope.ret === 'FULL' && action === 'failed';
   const original = full ? body : body.subarray(0, plan.bodyStart);
   const raw = await composeDsn({
     reportingMta: house.settings().server.hostname, from: `mailer-daemon@${domain.name}`, to, messageId: id, at: now, arrivedAt: due.message.receivedAt,
     ...(envelope.envid !== undefined && { envid: envelope.envid }),
     ...(due.recipient.dsn?.orcpt !== undefined && { orcpt: due.recipient.dsn.orcpt }),
-    recipient: due.recipient.wire, action: 'failed', status: statusOf(outcome), remoteMta: outcome.host,
-    diagnostic: outcome.reply === undefined ? '' : replyLine(outcome.reply), reason: outcome.reason, original, full,
+    ...(action === 'delayed' && { until: due.recipient.expiresAt }),
+    recipient: due.recipient.wire, action, status: statusOf(outcome, action), remoteMta: outcome.host,
+    diagnostic: outcome.reply === undefined ? '' : replyLine(outcome.reply), reason: outcome.reason, original, headerOctets: plan.bodyStart, full,
   });
   const address = parseAddress(to);
   const hashes = house.ledger.hashes(origin.tenant, address);
@@ -308,8 +323,11 @@ async function tellTenant(house: House, due: Due, outcome: Outcome): Promise<voi
   if (refused !== undefined) throw new Error(`the notice could not be stored: ${replyLine(refused)}`);
 }
 
-function statusOf(outcome: Outcome): string {
+function statusOf(outcome: Outcome, action: DsnAction): string {
   if (outcome.reply !== undefined && outcome.reply.enhanced !== '') return outcome.reply.enhanced;
+  if (action === 'relayed') return '2.0.0';
+  // RFC 3463 §3.5: no answer from host; the directory server, for DNS; else nothing is known.
+  if (action === 'delayed') return outcome.phase === 'connect' ? '4.4.1' : outcome.phase === 'dns' ? '4.4.3' : '4.0.0';
   if (outcome.status !== undefined) return outcome.status;
   // RFC 3463 §3.5 and §3.8: delivery time expired; security or policy.
   if (outcome.kind === 'deferred') return '4.4.7';

@@ -277,7 +277,7 @@ function letterOf(signed: Signed): Letter {
     ascii &&= isAscii(chunk);
   }
   const parameters: DsnParameters = {
-    notify: dsn?.notify ?? [],
+    notify: passedOn(dsn?.notify ?? []),
     ...(envelope.ret === undefined ? {} : { ret: envelope.ret }),
     ...(envelope.envid === undefined ? {} : { envid: envelope.envid }),
     ...(dsn?.orcpt === undefined ? {} : { orcpt: dsn.orcpt }),
@@ -292,6 +292,12 @@ function letterOf(signed: Signed): Letter {
     size,
     chunks,
   };
+}
+
+/** That it was handed over we say ourselves: reports go to our reverse-path, where nobody waits for good news. */
+function passedOn(notify: DsnParameters['notify']): DsnParameters['notify'] {
+  if (!notify.includes('SUCCESS')) return notify;
+  return notify.length === 1 ? ['FAILURE'] : notify.filter((one) => one !== 'SUCCESS');
 }
 
 /** A local part in ASCII needs no SMTPUTF8: its domain has an A-label (RFC 5890 §2.3.2.1). */

@@ -1,3 +1,3 @@
 export { EVENT_KINDS, isTracking, type Event, type EventKind } from './event.ts';
 export { openJournal, newEvent, maskReply, type Journal, type JournalOptions, type JournalledEvent, type SealedSegment } from './journal.ts';
-export { composeDsn, type DsnFacts } from './dsn.ts';
+export { composeDsn, type DsnAction, type DsnFacts } from './dsn.ts';

@@ -76,6 +76,7 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
     legalBasis: basisOf(one.legal_basis ?? 'consent'),
     textLinks: one.text_links,
     thirdPartyTrackers: one.third_party_trackers,
+    delayNoticeMs: one.delay_notice,
     bouncesTo: one.bounces_to,
   })]);
   return Object.freeze({

@@ -104,6 +104,7 @@ const stream = z.strictObject({
   legal_basis: live.choice(z.enum([...PLAIN_BASES, ...LEGAL_BASES]), { says: 'What its mail rests on; consent, contract and legal-obligation are plain words for gdpr_6_1_a, gdpr_6_1_b and gdpr_6_1_c. Left out: consent.' }),
   text_links: live.preset(v.yes, false, { says: 'Rewrite links in plain-text parts too.', reason: 'readers see those links as they are' }),
   third_party_trackers: live.preset(z.enum(['strip', 'report', 'refuse']), 'strip', { says: 'Pictures by which others count opens, for recipients who do not allow individual opens: emptied, only counted in the event, or the whole message refused when one of its recipients is such.', reason: 'what somebody forbade to us they forbade to others' }),
+  delay_notice: live.preset(v.someTime, '4h', { says: 'When a recipient who still waits is told of, for recipients submitted with NOTIFY=DELAY (RFC 3461).', reason: 'the time after which RFC 5321 §4.5.4.1 and most MTAs speak of a delay' }),
   bounces_to: live.preset(z.union([z.literal(''), v.email]), '', { says: "Where failure notices go; '' means the envelope sender.", reason: 'RFC 5321 §6.1' }),
 });
 

@@ -186,6 +186,8 @@ export interface Stream {
   readonly textLinks: boolean;
   /** What becomes of others' trackers in copies of who does not allow individual opens; refused mail is emptied of them too, should somebody change their mind later. */
   readonly thirdPartyTrackers: 'strip' | 'report' | 'refuse';
+  /** How long a recipient waits before it is told, to who asked for that (RFC 3461). */
+  readonly delayNoticeMs: number;
   /** Where failure notices go; '' means the envelope sender. */
   readonly bouncesTo: string;
 }
