@@ -11,8 +11,8 @@ import { openLedger, type Ledger } from './ledger/index.ts';
 import { openPipeline, type House, type Pipeline } from './pipeline.ts';
 import { MailError, type Due } from './mail/index.ts';
 import { Metrics, notify, openKept, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
-import { Automation, Schedule, type AutomationState, type LaneName, type Routed } from './schedule/index.ts';
-import { formatProblem, laneLimits, openSettings, policyProblem, sharedLimits, type LaneLimits, type LaneParts, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
+import { Automation, Schedule, WarmUp, type AutomationState, type LaneName, type LaneRules, type Routed, type Source, type WarmUpState } from './schedule/index.ts';
+import { formatProblem, laneLimits, openSettings, policyProblem, sharedLimits, sourcesOf, type EgressSource, type LaneLimits, type LaneParts, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
 import { openSigner } from './sign/index.ts';
 import { openSpool, type Spool } from './spool/index.ts';
 import { openLedgerStore } from './store/index.ts';
@@ -143,9 +143,9 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   for (const tenant of settings().tenants.values()) for (const domain of tenant.domains) signer.load(domain);
   const resolver = openResolver(settings().server.resolver, clock);
   closers.push(() => resolver.close());
-  const automation = startAutomation({ settings, clock, log, metrics, journal }, (lane) => schedule.refresh(lane));
-  const limitsNow = (lane: string, parts: LaneParts): LaneLimits => automation.limits(lane, laneLimits(settings().shaping, parts));
-  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: limitsNow });
+  const lanes = startLanes({ settings, clock, log, metrics, journal }, (lane) => schedule.refresh(lane));
+  closers.push(() => lanes.keep());
+  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: lanes.limits });
   closers.push(() => deliverer.close());
   const sent = openSentCopies(settings().server.dataDir, { clock, log });
   closers.push(() => sent.close());
@@ -153,11 +153,13 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   const pipeline = openPipeline(house);
   const schedule = new Schedule<RouteResult>({
     spool, clock, log, metrics,
-    route: async (_tenant, domain) => laneOf(settings(), await deliverer.siteOf(domain)),
-    rules: (lane) => ({ limits: limitsNow(lane.id, lane), shared: sharedLimits(settings().shaping, lane), ...automation.suspended(lane.id) }),
-    tenantPausedUntil: (lane, tenant) => automation.tenantSuspended(lane, tenant),
+    route: async (_tenant, domain) => laneOf(await deliverer.siteOf(domain)),
+    rules: lanes.rules,
+    sources: (lane, tenant, stream) => lanesOf(settings(), lane, tenant, stream),
+    tenantPausedUntil: (lane, tenant) => lanes.automation.tenantSuspended(lane, tenant),
     total: (tenant) => settings().shaping.tenants.get(tenant),
-    run: (due, lane, route) => observed(pipeline.attempt(due, lane, route), lane, due, automation, clock.now()),
+    started: lanes.started,
+    run: (due, lane, route) => observed(pipeline.attempt(due, lane, route), lane, due, lanes.automation, clock.now()),
   });
   closers.push(() => schedule.stop());
   const feedback = await openFeedback({ settings, keyring, ledger, sent, clock, log, metrics, record: (event) => journal.record(event) });
@@ -173,7 +175,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => observe.close());
   const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
   closers.push(() => submission.drain());
-  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), automation, expel: (tenant) => submission.expel(tenant) };
+  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), automation: lanes.automation, expel: (tenant) => submission.expel(tenant) };
   const reload = async (): Promise<unknown> => {
     await notify('RELOADING=1');
     const result = await live.reload();
@@ -190,8 +192,8 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   live.watch();
   schedule.start();
   every(5_000, () => {
-    automation.sweep();
-    gauge(metrics, spool, automation);
+    lanes.keep();
+    gauge(metrics, spool, lanes.automation);
   }, closers);
   every(SWEEP_MS, () => void ledger.sweep().catch((error: unknown) => log.error({ error: String(error) }, 'kept evidence could not be swept')), closers);
   journal.record(newEvent('started', clock, {}));
@@ -209,7 +211,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
 }
 
 /** What receivers' replies bring about, kept over restarts and told of in the journal. */
-function startAutomation({ settings, clock, log, metrics, journal }: Pick<House, 'settings' | 'clock' | 'log' | 'metrics' | 'journal'>, refresh: (lane: string) => void): Automation {
+function startLanes({ settings, clock, log, metrics, journal }: Pick<House, 'settings' | 'clock' | 'log' | 'metrics' | 'journal'>, refresh: (lane: string) => void): Lanes {
   const kept = openKept<AutomationState>(join(settings().server.dataDir, 'automation.json'), log);
   const automation: Automation = new Automation({
     shaping: () => settings().shaping, clock, ...(kept.state !== undefined && { state: kept.state }),
@@ -222,7 +224,28 @@ function startAutomation({ settings, clock, log, metrics, journal }: Pick<House,
       refresh(lane);
     },
   });
-  return automation;
+  const warmed = openKept<WarmUpState>(join(settings().server.dataDir, 'warm-up.json'), log);
+  const warmUp = new WarmUp(clock, warmed.state);
+  const limits = (lane: string, parts: LaneParts): LaneLimits => automation.limits(lane, laneLimits(settings().shaping, parts));
+  return {
+    automation, limits,
+    rules: (lane) => ({ limits: limits(lane.id, lane), shared: sharedLimits(settings().shaping, lane), ...pausedOf(lane, settings(), automation, warmUp) }),
+    started: (lane) => warmUp.count(lane.id, sourceOf(settings(), lane)),
+    keep() {
+      automation.sweep();
+      if (warmUp.changed) warmed.keep(warmUp.state());
+    },
+  };
+}
+
+/** What holds for lanes at a moment, whoever asks. */
+interface Lanes {
+  readonly automation: Automation;
+  readonly limits: (lane: string, parts: LaneParts) => LaneLimits;
+  readonly rules: (lane: LaneName) => LaneRules;
+  readonly started: (lane: LaneName) => void;
+  /** Tells of what has ended, and writes down what must outlive a restart. */
+  keep(): void;
 }
 
 /** An attempt, whose end the automation takes note of. */
@@ -242,11 +265,29 @@ function onSignal(signal: NodeJS.Signals, run: () => void, closers: (() => void)
   closers.push(() => void process.off(signal, run));
 }
 
-/** The lane of a route: everything that cannot be routed shares one, where it is settled quickly. */
-function laneOf({ shaping }: Settings, route: RouteResult): Routed<RouteResult> {
-  const egress = shaping.egress[0]?.id ?? 'default';
+/** The source a lane leaves by; none where nothing leaves. */
+const sourceOf = ({ shaping }: Settings, { id: lane, egress }: LaneName): EgressSource | undefined => (lane.endsWith('/unrouted') ? undefined : shaping.egress.find(({ id }) => id === egress));
+
+/** What keeps a whole lane waiting: a rule, or an address that has had its share of the day. */
+function pausedOf(lane: LaneName, settings: Settings, automation: Automation, warmUp: WarmUp): Pick<LaneRules, 'pausedUntil' | 'pausedFor'> {
+  const suspended = automation.suspended(lane.id);
+  const until = warmUp.pausedUntil(lane.id, sourceOf(settings, lane));
+  return until > suspended.pausedUntil ? { pausedUntil: until, pausedFor: `warm-up: source ${lane.egress} has sent its share of the day` } : suspended;
+}
+
+/** The way of a route: everything that cannot be routed shares one, where it is settled quickly. */
+function laneOf(route: RouteResult): Routed<RouteResult> {
   const { site, label, provider } = route.kind === 'hosts' ? route : { site: 'unrouted', label: 'unrouted', provider: '' };
-  return { lane: { id: `${egress}/${site}`, label: `${egress}/${label}`, egress, provider }, route };
+  return { lane: laneFrom('default', site, label, provider), route };
+}
+
+const laneFrom = (egress: string, site: string, label: string, provider: string): LaneName => ({ id: `${egress}/${site}`, label: `${egress}/${label}`, egress, provider });
+
+/** The lanes to where one leads, by the sources a tenant's stream may leave by. */
+function lanesOf({ shaping }: Settings, { id, label, provider, egress }: LaneName, tenant: string, stream: string | undefined): readonly Source[] {
+  return sourcesOf(shaping, provider, tenant, stream).map((source) => ({
+    lane: laneFrom(source.id, id.slice(egress.length + 1), label.slice(egress.length + 1), provider), weight: source.weight,
+  }));
 }
 
 function gauge(metrics: Metrics, spool: Spool, automation: Automation): void {

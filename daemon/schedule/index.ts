@@ -1,3 +1,5 @@
 export { backoffMs } from './backoff.ts';
 export { Automation, type Action, type AutomationOptions, type AutomationState, type ObservedLane } from './automation.ts';
-export { Schedule, type LaneName, type LaneRules, type LaneView, type Routed, type ScheduleOptions } from './schedule.ts';
+export type { LaneName, LaneRules, LaneView, Routed, ScheduleOptions, Source } from './lane.ts';
+export { WarmUp, type WarmUpState } from './warm-up.ts';
+export { Schedule } from './schedule.ts';

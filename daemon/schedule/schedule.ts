@@ -6,71 +6,13 @@
 // Callers may rely on: a row is handed to `run` by one lane only and never twice at once; `run` is not
 // called while the lane's limits forbid it; when `run` rejects (a bug) the row stays where it was and is
 // tried again after a pause, and nothing is lost. Nothing is started after stop().
-import type { Due, Outcome } from '../mail/index.ts';
-import type { Clock, Log, Metrics } from '../runtime/index.ts';
-import type { LaneLimits, SharedLimit, TotalLimits } from '../settings/index.ts';
-import type { QueueHead, QueueId, Spool, Waiting } from '../spool/index.ts';
+import type { Due } from '../mail/index.ts';
+import type { LaneLimits } from '../settings/index.ts';
+import type { QueueHead, QueueId, Waiting } from '../spool/index.ts';
 import { TimeHeap } from './heap.ts';
+import type { LaneName, LaneRules, LaneView, Routed, ScheduleOptions, Source } from './lane.ts';
 import { laneGates, Permits, tenantGates, type GateLimits, type Held, type Permit } from './permits.ts';
 import { Turns } from './turns.ts';
-
-/** Which lane a queue's mail takes. */
-export interface LaneName {
-  /** `<egress>/<site>` */
-  readonly id: string;
-  /** The same from a closed set, for metrics. */
-  readonly label: string;
-  /** Egress source, an id of shaping.yaml. */
-  readonly egress: string;
-  /** '' where none matches. */
-  readonly provider: string;
-}
-
-/** What may go on a lane at this moment. */
-export interface LaneRules {
-  readonly limits: LaneLimits;
-  readonly shared: readonly SharedLimit[];
-  /** Nothing goes before this; 0: no such time. */
-  readonly pausedUntil: number;
-  readonly pausedFor: string;
-}
-
-/** Where a queue's mail goes: the lane and whatever the deliverer needs to get there. */
-export interface Routed<Route> {
-  readonly lane: LaneName;
-  readonly route: Route;
-}
-
-export interface ScheduleOptions<Route> {
-  readonly spool: Spool;
-  readonly clock: Clock;
-  readonly log: Log;
-  readonly metrics: Metrics;
-  /** Finds the lane of a domain. A rejection counts as a bug; "no route" is a Route too, and `run` records it. */
-  readonly route: (tenant: string, domain: string) => Promise<Routed<Route>>;
-  /** What holds for a lane now; asked before every attempt, so that a change is felt by the next. */
-  readonly rules: (lane: LaneName) => LaneRules;
-  /** What a tenant may send in all. */
-  readonly total?: (tenant: string) => TotalLimits | undefined;
-  /** Until when a tenant may send nothing on a lane; 0: it may. */
-  readonly tenantPausedUntil?: (lane: string, tenant: string) => number;
-  /** Makes one attempt and settles it durably. `reached` false: the site could not be connected to. */
-  readonly run: (due: Due, lane: LaneName, route: Route) => Promise<{ readonly reached: boolean; readonly outcome?: Outcome }>;
-}
-
-/** What `postern queue` and `top` show of a lane. */
-export interface LaneView {
-  readonly lane: string;
-  readonly active: number;
-  readonly connections: number;
-  /** ms since the epoch, 0 when it is not paused. */
-  readonly pausedUntil: number;
-  readonly pausedFor: string;
-  /** Why nothing more starts at this moment, although something waits; absent: it may. */
-  readonly held?: { readonly by: string; readonly since: number; readonly until: number };
-  /** Queues (tenant and domain) that have mail for it now. */
-  readonly queues: number;
-}
 
 interface Queue<Route> {
   readonly id: QueueId;
@@ -82,24 +24,44 @@ interface Queue<Route> {
   fresh: boolean;
   rows: Waiting[];
   readonly running: Set<string>;
-  lane: Lane<Route> | undefined;
+  site: Site<Route> | undefined;
   route: Route | undefined;
+}
+
+/** Where queues lead, whatever the source: here tenants take turns. */
+interface Site<Route> {
+  readonly id: string;
+  /** Any lane there. */
+  readonly name: LaneName;
+  readonly turns: Turns<Queue<Route>>;
+  readonly lanes: Map<string, Lane<Route>>;
+  /** Fair queueing between the lanes: the least start tag of those that were asked last. */
+  tag: number;
+  timer: { readonly at: number; readonly cancel: () => void } | undefined;
 }
 
 interface Lane<Route> {
   readonly name: LaneName;
-  readonly turns: Turns<Queue<Route>>;
+  readonly site: Site<Route>;
   active: number;
+  /** Finish tag of what went last: where it begins again among the lanes of the site. */
+  tag: number;
+  /** Nothing goes on it for now: then the others take its share. */
+  paused: boolean;
   pausedUntil: number;
   pausedFor: string;
   unreached: number;
-  timer: { readonly at: number; readonly cancel: () => void } | undefined;
   held: { readonly by: string; readonly since: number; readonly until: number } | undefined;
 }
 
 /** Rows read ahead for one queue: enough to keep a lane busy, few enough to be fair with memory. */
 const READ_AHEAD = 32;
 const LOOK_AGAIN_MS = 60_000;
+/** Queues looked at for one that an open lane may take; more have their turn a moment later. */
+const TRIES = 64;
+const TRY_AGAIN_MS = 100;
+/** Messages of weight 1 that a lane may be ahead of one of its pool that is busy. */
+const LEAD = 2;
 /** After a bug in `run` the row rests this long, so that a loop of bugs does not eat a core. */
 const BUG_PAUSE_MS = 30_000;
 /** So many attempts in a row that reached nobody pause the lane: the site is down, asking more is noise. */
@@ -115,6 +77,7 @@ export class Schedule<Route> {
   readonly #options: ScheduleOptions<Route>;
   readonly #queues = new Map<QueueId, Queue<Route>>();
   readonly #lanes = new Map<string, Lane<Route>>();
+  readonly #sites = new Map<string, Site<Route>>();
   readonly #waiting = new TimeHeap<Queue<Route>>();
   readonly #unrouted: Queue<Route>[] = [];
   readonly #resting = new Map<string, number>();
@@ -125,7 +88,7 @@ export class Schedule<Route> {
   #active = 0;
   readonly #permits = new Permits((id) => {
     const lane = this.#lanes.get(id);
-    if (lane !== undefined) this.#pump(lane);
+    if (lane !== undefined) this.#pump(lane.site);
   });
 
   constructor(options: ScheduleOptions<Route>) {
@@ -145,15 +108,15 @@ export class Schedule<Route> {
     if (queue === undefined) {
       queue = {
         id: head.queue, tenant: head.tenant, domain: head.domain, state: 'waiting', nextAt: Number.POSITIVE_INFINITY,
-        fresh: false, rows: [], running: new Set(), lane: undefined, route: undefined,
+        fresh: false, rows: [], running: new Set(), site: undefined, route: undefined,
       };
       this.#queues.set(head.queue, queue);
     }
     if (queue.state === 'active') {
       queue.fresh = true;
-      if (queue.lane !== undefined) {
-        queue.lane.turns.add(queue);
-        this.#pump(queue.lane);
+      if (queue.site !== undefined) {
+        queue.site.turns.add(queue);
+        this.#pump(queue.site);
       }
     } else if (queue.state === 'waiting' && head.nextAt < queue.nextAt) {
       this.#park(queue, head.nextAt);
@@ -164,7 +127,7 @@ export class Schedule<Route> {
   async stop(): Promise<void> {
     this.#stopped = true;
     this.#timer?.();
-    for (const lane of this.#lanes.values()) lane.timer?.cancel();
+    for (const site of this.#sites.values()) site.timer?.cancel();
     if (this.#active > 0) await new Promise<void>((resolve) => (this.#idle = resolve));
   }
 
@@ -173,7 +136,7 @@ export class Schedule<Route> {
     return [...this.#lanes.values()].map((lane) => {
       const rules = this.#rules(lane);
       return {
-        lane: lane.name.id, active: lane.active, connections: rules.limits.connections, queues: lane.turns.size,
+        lane: lane.name.id, active: lane.active, connections: rules.limits.connections, queues: lane.site.turns.size,
         pausedUntil: rules.pausedUntil > now ? rules.pausedUntil : 0, pausedFor: rules.pausedUntil > now ? rules.pausedFor : '',
         ...(lane.held !== undefined && { held: lane.held }),
       };
@@ -182,21 +145,21 @@ export class Schedule<Route> {
 
   /** Something about limits or pauses has changed, of one lane or of all: what may go now goes. */
   refresh(only?: string): void {
-    for (const lane of this.#lanes.values()) {
-      if (only !== undefined && lane.name.id !== only) continue;
-      lane.timer?.cancel();
-      lane.timer = undefined;
-      this.#pump(lane);
-      this.#dropIdle(lane);
+    for (const site of this.#sites.values()) {
+      if (only !== undefined && !site.lanes.has(only)) continue;
+      site.timer?.cancel();
+      site.timer = undefined;
+      this.#pump(site);
+      this.#dropIdle(site);
     }
   }
 
   /** Lanes may have changed altogether: every queue looks for its lane anew. What is under way goes on. */
   reroute(): void {
-    for (const lane of this.#lanes.values()) {
-      for (const queue of lane.turns.all()) {
-        lane.turns.remove(queue);
-        queue.lane = undefined;
+    for (const site of this.#sites.values()) {
+      for (const queue of site.turns.all()) {
+        site.turns.remove(queue);
+        queue.site = undefined;
         queue.rows = [];
         this.#toLane(queue);
       }
@@ -256,44 +219,124 @@ export class Schedule<Route> {
 
   #routed(queue: Queue<Route>, routed: Routed<Route>): void {
     if (this.#stopped) return;
-    const lane = this.#lanes.get(routed.lane.id)
-      ?? { name: routed.lane, turns: new Turns<Queue<Route>>(), active: 0, pausedUntil: 0, pausedFor: '', unreached: 0, timer: undefined, held: undefined };
-    this.#lanes.set(routed.lane.id, lane);
+    const id = routed.lane.id.slice(routed.lane.id.indexOf('/') + 1);
+    const site = this.#sites.get(id) ?? { id, name: routed.lane, turns: new Turns<Queue<Route>>(), lanes: new Map<string, Lane<Route>>(), tag: 0, timer: undefined };
+    this.#sites.set(id, site);
     queue.state = 'active';
-    queue.lane = lane;
+    queue.site = site;
     queue.route = routed.route;
     queue.fresh = true;
-    lane.turns.add(queue);
-    this.#pump(lane);
+    for (const { lane } of this.#sources(site, queue.tenant)) this.#laneOf(site, lane);
+    site.turns.add(queue);
+    this.#pump(site);
   }
 
-  /** Starts as many attempts as the lane may make now, and sets a timer when only time is missing. */
-  #pump(lane: Lane<Route>): void {
-    const { clock } = this.#options;
-    while (!this.#stopped && !lane.turns.empty) {
-      const now = clock.now();
-      const rules = this.#rules(lane);
-      if (rules.pausedUntil > now) return this.#hold(lane, { by: rules.pausedFor, until: rules.pausedUntil }, now);
-      const gates = laneGates(lane.name.id, rules.limits, rules.shared);
-      const held = this.#permits.holds(lane.name.id, gates, now);
-      if (held !== undefined) return this.#hold(lane, held, now);
-      const first: { held?: Held } = {};
-      const queue = lane.turns.next((tenant) => {
-        const why = this.#tenantHeld(lane, tenant, rules.limits, now);
-        // The earliest to end decides when to look again; one that waits for an attempt needs no timer.
-        if (why !== undefined && (first.held === undefined || (why.until > 0 && (first.held.until === 0 || why.until < first.held.until)))) first.held = why;
-        return why === undefined;
-      });
-      if (queue === undefined) return this.#hold(lane, first.held ?? { by: 'nothing waits', until: 0 }, now);
-      const row = this.#nextRow(queue, now);
-      if (row === undefined) {
-        lane.turns.remove(queue);
+  #laneOf(site: Site<Route>, name: LaneName): Lane<Route> {
+    const known = site.lanes.get(name.id);
+    if (known !== undefined) return known;
+    const lane: Lane<Route> = { name, site, active: 0, tag: site.tag, paused: false, pausedUntil: 0, pausedFor: '', unreached: 0, held: undefined };
+    site.lanes.set(name.id, lane);
+    this.#lanes.set(name.id, lane);
+    return lane;
+  }
+
+  #sources(site: Site<Route>, tenant: string, stream?: string): readonly Source[] {
+    return this.#options.sources?.(site.name, tenant, stream) ?? [{ lane: site.name, weight: 1 }];
+  }
+
+  /** Starts as many attempts as the lanes of a site may make now, and sets a timer when only time is missing. */
+  #pump(site: Site<Route>): void {
+    for (let tries = 0; !this.#stopped && !site.turns.empty && tries < Math.min(TRIES, site.turns.size);) {
+      const now = this.#options.clock.now();
+      const open = this.#open(site, now);
+      if (open.size === 0) return this.#again(site, now);
+      const queue = this.#nextQueue(site, open, now);
+      if (queue === undefined) return this.#again(site, now);
+      this.#fill(queue, now);
+      if (queue.rows.length === 0) {
+        site.turns.remove(queue);
         this.#settleQueue(queue);
         continue;
       }
-      this.#launch(lane, queue, row, this.#permits.take([...gates, ...this.#tenantGates(lane, queue.tenant, rules.limits)], now));
+      const chosen = this.#choose(site, queue, open, now);
+      if (chosen === undefined) {
+        tries++;
+        continue;
+      }
+      const { lane, row } = chosen;
+      queue.rows.splice(queue.rows.indexOf(row), 1);
+      const gates = [...open.get(lane) ?? [], ...this.#tenantGates(lane, queue.tenant, this.#rules(lane).limits)];
+      this.#launch(lane, queue, row, this.#permits.take(gates, now));
     }
-    lane.held = undefined;
+    if (site.turns.empty) for (const lane of site.lanes.values()) lane.held = undefined;
+    else this.#later(site, this.#options.clock.now() + TRY_AGAIN_MS);
+  }
+
+  /** The lanes on which something may go, with what it is counted at; the others know why not. */
+  #open(site: Site<Route>, now: number): Map<Lane<Route>, readonly GateLimits[]> {
+    const open = new Map<Lane<Route>, readonly GateLimits[]>();
+    for (const lane of site.lanes.values()) {
+      const { limits, shared, pausedUntil, pausedFor } = this.#rules(lane);
+      const gates = laneGates(lane.name.id, limits, shared);
+      // What it missed meanwhile is not made up for.
+      if (lane.paused) lane.tag = Math.max(lane.tag, site.tag);
+      lane.paused = pausedUntil > now;
+      const held = pausedUntil > now ? { by: pausedFor, until: pausedUntil } : this.#permits.holds(lane.name.id, gates, now);
+      if (held === undefined) open.set(lane, gates);
+      else this.#hold(lane, held, now);
+    }
+    return open;
+  }
+
+  /** The queue whose turn it is, of a tenant that an open lane is open to. */
+  #nextQueue(site: Site<Route>, open: ReadonlyMap<Lane<Route>, unknown>, now: number): Queue<Route> | undefined {
+    const why = new Map<Lane<Route>, Held>();
+    const queue = site.turns.next((tenant) => this.#sources(site, tenant).some(({ lane: name }) => {
+      const lane = this.#laneOf(site, name);
+      if (!open.has(lane)) return false;
+      const held = this.#tenantHeld(lane, tenant, now);
+      // The earliest to end decides when to look again; one that waits for an attempt needs no timer.
+      const before = why.get(lane);
+      if (held !== undefined && (before === undefined || (held.until > 0 && (before.until === 0 || held.until < before.until)))) why.set(lane, held);
+      return held === undefined;
+    }));
+    for (const lane of open.keys()) {
+      const held = why.get(lane);
+      if (queue === undefined && held !== undefined) this.#hold(lane, held, now);
+      else lane.held = undefined;
+    }
+    return queue;
+  }
+
+  /** The first row for which a lane is open, and of those the lane that is furthest behind its weight. */
+  #choose(site: Site<Route>, queue: Queue<Route>, open: ReadonlyMap<Lane<Route>, unknown>, now: number): { readonly lane: Lane<Route>; readonly row: Waiting; readonly weight: number } | undefined {
+    const streams = new Set<string>();
+    for (const row of queue.rows) {
+      const { stream } = row.message.origin;
+      if (streams.has(stream)) continue;
+      streams.add(stream);
+      const lanes = this.#sources(site, queue.tenant, stream)
+        .map(({ lane, weight }) => ({ lane: this.#laneOf(site, lane), row, weight }))
+        .filter(({ lane }) => !lane.paused && (this.#options.tenantPausedUntil?.(lane.name.id, queue.tenant) ?? 0) <= now);
+      // Weights are shares: a lane that is busy keeps its own, and the others go ahead of it by little.
+      const start = (lane: Lane<Route>): number => (open.has(lane) ? Math.max(lane.tag, site.tag) : lane.tag);
+      const least = Math.min(...lanes.map(({ lane }) => start(lane)));
+      const [best] = lanes
+        .filter(({ lane }) => start(lane) <= least + LEAD && open.has(lane) && this.#tenantHeld(lane, queue.tenant, now) === undefined)
+        .sort((a, b) => start(a.lane) - start(b.lane) || b.weight - a.weight);
+      if (best === undefined) continue;
+      best.lane.tag = start(best.lane) + 1 / best.weight;
+      site.tag = Math.max(site.tag, least);
+      return best;
+    }
+    return undefined;
+  }
+
+  /** Looks again when the first of the lanes may go. */
+  #again(site: Site<Route>, now: number): void {
+    const times = [...site.lanes.values()].flatMap(({ held }) => (held === undefined || held.until === 0 ? [] : [held.until]));
+    // Limits may grow meanwhile, step by step: nobody waits longer than this on a number of yesterday.
+    if (times.length > 0) this.#later(site, Math.min(now + LOOK_AGAIN_MS, ...times));
   }
 
   /** The rules of the moment, with the schedule's own pause for a site that is down. */
@@ -306,31 +349,29 @@ export class Schedule<Route> {
     return tenantGates(lane.name.id, tenant, limits, this.#options.total?.(tenant));
   }
 
-  #tenantHeld(lane: Lane<Route>, tenant: string, limits: LaneLimits, now: number): Held | undefined {
+  #tenantHeld(lane: Lane<Route>, tenant: string, now: number): Held | undefined {
     const until = this.#options.tenantPausedUntil?.(lane.name.id, tenant) ?? 0;
     if (until > now) return { by: `tenant ${tenant} rests on this lane`, until };
-    return this.#permits.holds(lane.name.id, this.#tenantGates(lane, tenant, limits), now);
+    return this.#permits.holds(lane.name.id, this.#tenantGates(lane, tenant, this.#rules(lane).limits), now);
   }
 
   #hold(lane: Lane<Route>, { by, until }: Held, now: number): void {
     if (lane.held?.by !== by) lane.held = { by, since: now, until };
     else if (lane.held.until !== until) lane.held = { ...lane.held, until };
-    // Limits may grow meanwhile, step by step: nobody waits longer than this on a number of yesterday.
-    if (until > 0) this.#later(lane, Math.min(until, now + LOOK_AGAIN_MS));
   }
 
-  #later(lane: Lane<Route>, at: number): void {
-    if (lane.timer !== undefined && lane.timer.at <= at) return;
-    lane.timer?.cancel();
+  #later(site: Site<Route>, at: number): void {
+    if (site.timer !== undefined && site.timer.at <= at) return;
+    site.timer?.cancel();
     const cancel = this.#options.clock.after(Math.max(1, at - this.#options.clock.now()), () => {
-      lane.timer = undefined;
-      this.#pump(lane);
-      this.#dropIdle(lane);
+      site.timer = undefined;
+      this.#pump(site);
+      this.#dropIdle(site);
     });
-    lane.timer = { at, cancel };
+    site.timer = { at, cancel };
   }
 
-  #nextRow(queue: Queue<Route>, now: number): Waiting | undefined {
+  #fill(queue: Queue<Route>, now: number): void {
     if (queue.rows.length === 0 && queue.fresh) {
       queue.rows = this.#options.spool.due(queue.id, now, READ_AHEAD, (id, index) => {
         const key = `${id}/${index}`;
@@ -338,7 +379,6 @@ export class Schedule<Route> {
       });
       queue.fresh = queue.rows.length === READ_AHEAD;
     }
-    return queue.rows.shift();
   }
 
   #launch(lane: Lane<Route>, queue: Queue<Route>, row: Waiting, permit: Permit): void {
@@ -348,6 +388,7 @@ export class Schedule<Route> {
     queue.running.add(key);
     lane.active += 1;
     this.#active += 1;
+    this.#options.started?.(lane.name);
     run(row as Due, lane.name, route).then(
       ({ reached }) => this.#reached(lane, reached),
       (error: unknown) => this.#bug(error, 'run', () => this.#resting.set(key, clock.now() + BUG_PAUSE_MS)),
@@ -357,8 +398,8 @@ export class Schedule<Route> {
       this.#active -= 1;
       this.#permits.give(permit);
       if (queue.rows.length === 0 && !queue.fresh && queue.running.size === 0) this.#settleQueue(queue);
-      this.#pump(lane);
-      this.#dropIdle(lane);
+      this.#pump(lane.site);
+      this.#dropIdle(lane.site);
       if (this.#active === 0) this.#idle?.();
     });
   }
@@ -375,9 +416,8 @@ export class Schedule<Route> {
   /** Nothing to send now: the queue goes back to the clock, or away when the disk has nothing of it. */
   #settleQueue(queue: Queue<Route>): void {
     if (queue.state !== 'active' || queue.running.size > 0 || queue.fresh || queue.rows.length > 0) return;
-    const lane = queue.lane;
-    lane?.turns.remove(queue);
-    queue.lane = undefined;
+    queue.site?.turns.remove(queue);
+    queue.site = undefined;
     queue.route = undefined;
     const nextAt = this.#options.spool.nextAt(queue.id);
     if (nextAt === undefined) {
@@ -394,12 +434,14 @@ export class Schedule<Route> {
     for (const [key, until] of this.#resting) if (until <= now) this.#resting.delete(key);
   }
 
-  #dropIdle(lane: Lane<Route>): void {
+  #dropIdle(site: Site<Route>): void {
     // A lane that is paused or rate-limited keeps its state, or a quiet second would reset its limits.
     const now = this.#options.clock.now();
-    if (lane.active > 0 || !lane.turns.empty || !this.#permits.idle(lane.name.id, now) || lane.pausedUntil > now || this.#lanes.get(lane.name.id) !== lane) return;
-    lane.timer?.cancel();
-    this.#lanes.delete(lane.name.id);
+    if (!site.turns.empty || this.#sites.get(site.id) !== site) return;
+    for (const lane of site.lanes.values()) if (lane.active > 0 || !this.#permits.idle(lane.name.id, now) || lane.pausedUntil > now) return;
+    site.timer?.cancel();
+    this.#sites.delete(site.id);
+    for (const id of site.lanes.keys()) this.#lanes.delete(id);
   }
 
   #bug(error: unknown, where: string, then: () => void): void {

@@ -85,11 +85,38 @@ export function checkShaping(source: Source, shaping: ShapingInput, server: Serv
   return problems;
 }
 
+type UseInput = ShapingInput['use'][number];
+const covers = (earlier: UseInput, later: UseInput): boolean => (['tenant', 'stream', 'provider'] as const).every((key) => earlier[key] === undefined || earlier[key] === later[key]);
+
+/** Tenants and streams that shaping.yaml names and nobody has. */
+export function checkShapingTenants(source: Source, shaping: ShapingInput, tenants: readonly TenantFile[]): Problem[] {
+  const ids = tenants.map(({ id }) => id);
+  const streams = [...new Set(tenants.flatMap(({ value }) => value.streams.map(({ id }) => id)))];
+  return [
+    ...shaping.tenants.flatMap(({ id }, i) => (ids.includes(id) ? [] : [source.problem(['tenants', i, 'id'], hint(id, ids))])),
+    ...shaping.use.flatMap(({ tenant, stream }, i) => [
+      ...(tenant === undefined || ids.includes(tenant) ? [] : [source.problem(['use', i, 'tenant'], hint(tenant, ids))]),
+      ...(stream === undefined || streams.includes(stream) ? [] : [source.problem(['use', i, 'stream'], hint(stream, streams))]),
+    ]),
+  ];
+}
+
 /** What layers say of sources and tenants, and totals that a single lane could not even use. */
 function checkLayers(source: Source, shaping: ShapingInput): Problem[] {
   const sources = shaping.egress.map((one) => one.id);
   return [
     ...twice(source, shaping.tenants, 'tenants', 'id'),
+    ...twice(source, shaping.pools, 'pools', 'id'),
+    ...shaping.pools.flatMap((pool, i) => pool.sources.flatMap((one, j) => {
+      const path = ['pools', i, 'sources', j, 'id'];
+      if (!sources.includes(one.id)) return [source.problem(path, sources.length === 0 ? 'no egress source is declared' : hint(one.id, sources))];
+      return pool.sources.slice(0, j).some((earlier) => earlier.id === one.id) ? [source.problem(path, `${show(one.id)} stands here twice`)] : [];
+    })),
+    ...shaping.use.flatMap((one, i) => [
+      ...(shaping.pools.some(({ id }) => id === one.pool) ? [] : [source.problem(['use', i, 'pool'], shaping.pools.length === 0 ? 'no pool is declared' : hint(one.pool, shaping.pools.map(({ id }) => id)))]),
+      ...(one.provider === undefined || shaping.providers.some(({ id }) => id === one.provider) ? [] : [source.problem(['use', i, 'provider'], `no provider ${show(one.provider)}`)]),
+      ...(shaping.use.slice(0, i).some((earlier) => covers(earlier, one)) ? [source.problem(['use', i], 'never reached: a rule above fits all it would')] : []),
+    ]),
     ...shaping.providers.flatMap((provider, i) => provider.egress.flatMap((one, j) => {
       const path = ['providers', i, 'egress', j, 'id'];
       if (!sources.includes(one.id)) return [source.problem(path, sources.length === 0 ? 'no egress source is declared' : hint(one.id, sources))];

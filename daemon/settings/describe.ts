@@ -144,6 +144,8 @@ export function keysAsMarkdown(): string {
     'service. Quantities carry their unit: `3d`, `25MiB`, `600/min` (also `600/min burst 60`). Unknown keys are errors.',
     '`postern.yaml` is read at start; the rest is reloaded when a file changes or on SIGHUP, whole or not at all.',
     '`shaping.yaml`, `profiles.yaml` and `bounces.yaml` may be left out: then the defaults hold, and the profiles and rules shipped here.',
+    'A limit of `shaping.yaml` is looked for in this order, the later over the earlier, key by key: `defaults`, the egress',
+    'source, the provider, the provider from that source; `unset` drops what was inherited, and totals hold beside all that.',
     'The tables below and `schema/` are made from the declarations in `daemon/settings/schema.ts` by',
     '`scripts/node scripts/generate.ts`.',
   ];

@@ -7,7 +7,7 @@ export { describeSettings, explainDefaults, jsonSchema, keysAsMarkdown, type Dec
 export { policyProblem } from './policy-problem.ts';
 export { formatProblem, type Problem } from './problem.ts';
 export { formatDuration, formatRate, formatSize, parseDuration, parseRate, parseSize } from './units.ts';
-export { explainLimits, laneLimits, sharedLimits, type ExplainedLimits, type LaneParts, type SharedLimit } from './shaping.ts';
+export { explainLimits, laneLimits, sharedLimits, sourcesOf, type ExplainedLimits, type LaneParts, type SharedLimit } from './shaping.ts';
 export { shippedBounces } from './bounces.ts';
 export { isTooMany, REPLY_LOOKED_AT } from './automation.ts';
 export { hashPolicy } from './build.ts';

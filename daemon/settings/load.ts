@@ -2,7 +2,7 @@
 // half-loaded: one fault anywhere and there are no settings. `postern check`, the start and each reload
 // all come through here, so that what the check passes the daemon takes.
 import { buildServer, buildTenant } from './build.ts';
-import { checkServer, checkShaping, checkTenants, type TenantFile } from './check.ts';
+import { checkServer, checkShaping, checkShapingTenants, checkTenants, type TenantFile } from './check.ts';
 import { TreeFiles } from './files.ts';
 import { bouncesSchema, buildBounces, checkBounces } from './bounces.ts';
 import { buildProfiles, checkProfiles, strictestOf } from './profiles.ts';
@@ -89,13 +89,16 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
   const profiles = read('profiles.yaml', profilesSchema, shipped('profiles.yaml'));
   const bounces = read('bounces.yaml', bouncesSchema, shipped('bounces.yaml'));
   const tenants: TenantFile[] = [];
-  for (const name of tenantFiles(files, problems, warnings)) {
+  const named = tenantFiles(files, problems, warnings);
+  for (const name of named) {
     const found = read(`tenants/${name}.yaml`, tenantSchema);
     if (found?.value !== undefined) tenants.push({ id: name, source: found.source, value: found.value });
   }
 
   if (server?.value !== undefined) problems.push(...checkServer(server.source, server.value, files));
   if (shaping?.value !== undefined) problems.push(...checkShaping(shaping.source, shaping.value, server?.value));
+  // A tenant whose file is broken is told of there.
+  if (shaping?.value !== undefined && tenants.length === named.length) problems.push(...checkShapingTenants(shaping.source, shaping.value, tenants));
   if (profiles?.value !== undefined) problems.push(...checkProfiles(profiles.source, profiles.value));
   if (bounces?.value !== undefined) problems.push(...checkBounces(bounces.source, bounces.value));
   const texts = new Map<string, Buffer>();

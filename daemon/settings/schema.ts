@@ -238,9 +238,26 @@ export const shapingSchema = z.strictObject({
     id: live.needed(v.id, { says: 'Name of the source, a label in metrics.' }),
     address: live.needed(v.address, { says: 'Local IP address to send from.' }),
     helo: live.needed(v.hostname, { says: 'EHLO name, equal to the reverse DNS of the address.' }),
+    warmup: live.choice(z.strictObject({
+      since: live.needed(v.day, { says: 'First day of sending.' }),
+      per_day: live.needed(z.array(v.count(1, 1_000_000_000)).min(1), { says: 'Most messages to one site on the first day, the second, and so on; when the list ends, so does the warm-up.' }),
+    }), { says: 'For a new address: so many messages a day to each site. Left out: it is known.' }),
     ...layer,
     total: total('all lanes of the source'),
   })), [], { says: "Addresses to send from; `[]` leaves the choice to the system and says hostname.", reason: 'one address needs no list' }),
+  pools: live.preset(z.array(z.strictObject({
+    id: live.needed(v.id, { says: 'Name of the pool; the one called default is used where nothing below fits.' }),
+    sources: live.needed(z.array(z.strictObject({
+      id: live.needed(v.id, { says: 'An egress source.' }),
+      weight: live.preset(v.count(1, 1_000), 1, { says: 'Its share: a source of weight 2 sends twice what one of weight 1 does.', reason: 'sources are alike' }),
+    })).min(1), { says: 'Sources mail may leave by.' }),
+  })), [], { says: 'Egress sources used together.', reason: 'all sources are one pool' }),
+  use: live.preset(z.array(z.strictObject({
+    tenant: live.choice(v.id, { says: 'Only mail of this tenant.' }),
+    stream: live.choice(v.id, { says: 'Only mail of streams of this name.' }),
+    provider: live.choice(v.id, { says: 'Only mail to this provider.' }),
+    pool: live.needed(v.id, { says: 'The pool it leaves by.' }),
+  })), [], { says: 'Which mail leaves by which pool; the first that fits.', reason: 'all mail is alike' }),
   automation: live.preset(z.array(automationRule), [], { says: 'What receivers say, and what follows. Every rule that fits counts; where several hold, the strictest does.', reason: 'the shipped file has rules' }),
   recovery: live.preset(z.strictObject({
     add: live.preset(v.percent, '10%', { says: 'So much of its limits a lane gets back in one step.', reason: 'ten steps to the whole' }),

@@ -218,11 +218,26 @@ export interface Shaping {
   readonly routes: readonly Route[];
   readonly retry: { readonly firstMs: number; readonly maxMs: number };
   readonly egress: readonly EgressSource[];
+  readonly pools: ReadonlyMap<string, readonly PooledSource[]>;
+  /** First match wins; what is absent fits everything. */
+  readonly use: readonly PoolUse[];
   readonly automation: readonly AutomationRule[];
   /** So much (0 to 1) of its limits a lane gets back at each step. */
   readonly recovery: { readonly add: number; readonly everyMs: number };
   /** What a tenant may send in all, by tenant id. */
   readonly tenants: ReadonlyMap<string, TotalLimits>;
+}
+
+export interface PooledSource {
+  readonly id: string;
+  readonly weight: number;
+}
+
+export interface PoolUse {
+  readonly tenant?: string;
+  readonly stream?: string;
+  readonly provider?: string;
+  readonly pool: string;
 }
 
 export const AUTOMATION_ACTIONS = ['suspend', 'slow', 'halve', 'single', 'suspend-tenant'] as const;
@@ -245,6 +260,8 @@ export interface EgressSource {
   readonly id: string;
   readonly address: string;
   readonly helo: string;
+  /** From `since` on (ms since the epoch) a lane of this source sends so many messages on the first day, the second, ...; then as many as it likes. */
+  readonly warmup?: { readonly since: number; readonly perDay: readonly number[] };
   readonly says: LimitLayer;
   readonly total: TotalLimits;
 }

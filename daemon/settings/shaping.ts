@@ -6,7 +6,7 @@
 import { buildAutomation } from './automation.ts';
 import { deepFreeze } from './build.ts';
 import type { ShapingInput } from './schema.ts';
-import type { LaneLimits, LimitLayer, Rate, Shaping, TotalLimits } from './settings.ts';
+import type { LaneLimits, LimitLayer, PooledSource, Rate, Shaping, TotalLimits } from './settings.ts';
 
 /** What a lane is made of. `provider` is '' where none matches. */
 export interface LaneParts {
@@ -63,6 +63,36 @@ function merge(shaping: Shaping, { egress, provider }: LaneParts): ExplainedLimi
   return made;
 }
 
+/** By which sources a tenant's stream is mailed to a provider; without a stream, all by which any of its streams is. */
+export function sourcesOf(shaping: Shaping, provider: string, tenant: string, stream?: string): readonly PooledSource[] {
+  const known = chosen.get(shaping) ?? new Map<string, readonly PooledSource[]>();
+  chosen.set(shaping, known);
+  const key = `${provider}/${tenant}/${stream ?? ''}`;
+  const before = known.get(key);
+  if (before !== undefined) return before;
+  if (known.size >= CHOSEN) known.clear();
+  const found = choose(shaping, provider, tenant, stream);
+  known.set(key, found);
+  return found;
+}
+
+const chosen = new WeakMap<Shaping, Map<string, readonly PooledSource[]>>();
+// Providers times tenants times streams of a large house.
+const CHOSEN = 50_000;
+// What mail leaves by where no source is declared: the system chooses the address.
+const SYSTEM: readonly PooledSource[] = Object.freeze([Object.freeze({ id: 'default', weight: 1 })]);
+
+function choose({ egress, pools, use }: Shaping, provider: string, tenant: string, stream: string | undefined): readonly PooledSource[] {
+  if (egress.length === 0) return SYSTEM;
+  const otherwise = pools.get('default') ?? egress.map(({ id }) => ({ id, weight: 1 }));
+  const fitting = use.filter((one) => (one.tenant ?? tenant) === tenant && (one.provider ?? provider) === provider && (stream === undefined || (one.stream ?? stream) === stream));
+  if (stream !== undefined) return pools.get(fitting[0]?.pool ?? '') ?? otherwise;
+  // Rules are read down to the first that fits every stream.
+  const end = fitting.findIndex((one) => one.stream === undefined);
+  const all = [...(end === -1 ? fitting : fitting.slice(0, end + 1)).map(({ pool }) => pools.get(pool) ?? []), ...(end === -1 ? [otherwise] : [])].flat();
+  return all.filter(({ id }, i) => all.findIndex((one) => one.id === id) === i);
+}
+
 type LayerInput = Partial<ShapingInput['defaults']>;
 const KEYS = {
   connections: 'connections', connection_rate: 'connectionRate', message_rate: 'messageRate', deliveries_per_connection: 'deliveriesPerConnection',
@@ -92,7 +122,12 @@ export function buildShaping(input: ShapingInput): Shaping {
     })),
     routes: input.routes.map((one) => ({ domain: one.domain, via: one.via, tls: one.tls, ...(one.loopback_mx !== undefined && { loopbackMx: one.loopback_mx }) })),
     retry: { firstMs: input.retry.first, maxMs: input.retry.max },
-    egress: input.egress.map((one) => ({ id: one.id, address: one.address, helo: one.helo, says: layerOf(one), total: totalOf(one.total) })),
+    egress: input.egress.map((one) => ({
+      id: one.id, address: one.address, helo: one.helo, says: layerOf(one), total: totalOf(one.total),
+      ...(one.warmup !== undefined && { warmup: { since: one.warmup.since, perDay: one.warmup.per_day } }),
+    })),
+    pools: new Map(input.pools.map((one) => [one.id, one.sources])),
+    use: input.use.map((one) => ({ pool: one.pool, ...(one.tenant !== undefined && { tenant: one.tenant }), ...(one.stream !== undefined && { stream: one.stream }), ...(one.provider !== undefined && { provider: one.provider }) })),
     automation: buildAutomation(input.automation),
     recovery: { add: input.recovery.add, everyMs: input.recovery.every },
     tenants: new Map(input.tenants.map((one) => [one.id, totalOf(one.total)])),

@@ -154,7 +154,7 @@ class Conversation {
     if (this.#struck('final')) return true;
     this.#mailed++;
     this.#begun = false;
-    this.#receiver.record.took(this.#from, this.#mailed, this.#encrypted);
+    this.#receiver.record.took(this.#from, this.#mailed, this.#encrypted, this.#plain.remoteAddress ?? '');
     this.#receiver.onMessage?.(this.#from, this.#to, this.#sizeBytes);
     this.#say('250 2.0.0 taken');
     return true;

@@ -17,6 +17,8 @@ export class SiteRecord {
   accepted = 0;
   inClear = 0;
   mostPerConnection = 0;
+  /** Messages by the address they came from. */
+  readonly messagesFrom = new Map<string, number>();
   /** Connections by the address they came from. */
   readonly sources = new Map<string, number>();
 
@@ -35,7 +37,8 @@ export class SiteRecord {
     this.refusals.set(why, (this.refusals.get(why) ?? 0) + 1);
   }
 
-  took(sender: string, onThisConnection: number, secure: boolean): void {
+  took(sender: string, onThisConnection: number, secure: boolean, from: string): void {
+    this.messagesFrom.set(from, (this.messagesFrom.get(from) ?? 0) + 1);
     this.accepted++;
     if (!secure) this.inClear++;
     this.mostPerConnection = Math.max(this.mostPerConnection, onThisConnection);

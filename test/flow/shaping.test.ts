@@ -117,3 +117,33 @@ recovery: { add: 25%, every: 1s }`, [orange], t);
   t.same(await listed(), []);
   t.ok(await eventually(() => simulator.accepted === 40, 20_000), 'it goes on at once');
 });
+
+t.test('mail leaves by the source that is chosen for it', async (t) => {
+  const { simulator, send, grounds } = await stage(`
+defaults: { connections: 4, message_rate: unset, connection_rate: unset }
+providers: [{ id: google, match: [.google.com] }, { id: orange, match: [.orange.fr], egress: [{ id: quiet, connections: 1 }] }]
+egress:
+  - { id: one, address: 127.0.0.31, helo: one.demo.example }
+  - { id: two, address: 127.0.0.32, helo: two.demo.example }
+  - { id: quiet, address: 127.0.0.33, helo: quiet.demo.example }
+  - { id: new, address: 127.0.0.34, helo: new.demo.example, warmup: { since: ${new Date().toISOString().slice(0, 10)}, per_day: [5] } }
+pools:
+  - { id: default, sources: [{ id: one, weight: 3 }, { id: two }] }
+  - { id: quiet, sources: [{ id: quiet }] }
+  - { id: warming, sources: [{ id: new }, { id: two }] }
+use: [{ provider: orange, stream: receipts, pool: quiet }, { tenant: demo, provider: apple-like, pool: warming }]`.replace('apple-like', 'google').replace('{ tenant: demo, provider: google, pool: warming }', '{ tenant: demo, stream: newsletter, pool: warming }'),
+  ['google', 'orange', 'yahoo'].map(generous), t);
+  await Promise.all([send(80, 'gmail.com'), send(10, 'orange.fr')]);
+  t.ok(await eventually(() => simulator.accepted === 90, 20_000));
+  const from = (provider: string): Record<string, number> => Object.fromEntries([...simulator.record(provider).messagesFrom].map(([address, count]) => [address.replace('::ffff:', ''), count]));
+  const { '127.0.0.31': one = 0, '127.0.0.32': two = 0 } = from('google');
+  t.equal(one + two, 80);
+  t.ok(one >= 55 && one <= 65, `weights 3 and 1: ${one} and ${two}`);
+  t.same(from('orange'), { '127.0.0.33': 10 });
+  t.equal(simulator.record('orange').mostOpen, 1, 'the provider from that source');
+  grounds.edit('shaping.yaml', (text) => text.replace('stream: newsletter, pool: warming', 'pool: warming'));
+  await pause(400);
+  await send(20, 'yahoo.com');
+  t.ok(await eventually(() => simulator.accepted === 110, 20_000));
+  t.same(from('yahoo'), { '127.0.0.34': 5, '127.0.0.32': 15 }, 'a new source has its share of the day, the rest goes by the other');
+});

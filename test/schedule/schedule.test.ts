@@ -9,7 +9,7 @@ import t from 'tap';
 import type { Due } from '../../daemon/mail/index.ts';
 import { Metrics, openKeyring, openLog, systemClock, type Clock } from '../../daemon/runtime/index.ts';
 import { TimeHeap } from '../../daemon/schedule/heap.ts';
-import { backoffMs, Schedule, type LaneName } from '../../daemon/schedule/index.ts';
+import { backoffMs, Schedule, WarmUp, type LaneName, type ScheduleOptions } from '../../daemon/schedule/index.ts';
 import { Turns } from '../../daemon/schedule/turns.ts';
 import type { LaneLimits } from '../../daemon/settings/index.ts';
 import { openSpool, type Spool } from '../../daemon/spool/index.ts';
@@ -50,13 +50,15 @@ interface Stage {
   readonly spool: Spool;
   readonly schedule: Schedule<string>;
   readonly ran: Due[];
+  /** Egress of each, in the same order. */
+  readonly lanes: string[];
   /** Ends the oldest attempt under way. */
   readonly finish: (reached?: boolean) => Promise<void>;
   readonly store: (tenant: string, domain: string) => Promise<string>;
   readonly move: (ms: number) => void;
 }
 
-async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'later' | 'throw' = 'done'): Promise<Stage> {
+async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'later' | 'throw' = 'done', more: Partial<ScheduleOptions<string>> = {}): Promise<Stage> {
   const dir = mkdtempSync(join(tmpdir(), 'postern-schedule-'));
   const timers: { at: number; run: () => void }[] = [];
   let now = Date.now();
@@ -73,13 +75,15 @@ async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'late
   // The spool keeps its own house on the system's clock for its background work.
   const spool = await openSpool({ dir: join(dir, 'spool'), keyring, clock: { ...systemClock, now: () => now }, log, reserveBytes: 0 });
   const ran: Due[] = [];
+  const lanes: string[] = [];
   const open: (() => Promise<void>)[] = [];
   const schedule = new Schedule<string>({
     spool, clock, log, metrics: new Metrics(),
     route: async (_tenant, domain) => ({ lane: { id: `one/${domain}`, label: 'one/other', egress: 'one', provider: '' } satisfies LaneName, route: domain }),
     rules: () => ({ limits, shared: [], pausedUntil: 0, pausedFor: '' }),
-    run: (due) => new Promise((resolve, reject) => {
+    run: (due, lane) => new Promise((resolve, reject) => {
       ran.push(due);
+      lanes.push(lane.egress);
       let reached = true;
       const end = async (): Promise<void> => {
         if (settle === 'throw') return reject(new Error('a bug'));
@@ -88,6 +92,7 @@ async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'late
       };
       open.push(Object.assign(end, { unreached: () => (reached = false) }));
     }),
+    ...more,
   });
   schedule.start();
   t.teardown(async () => {
@@ -98,7 +103,7 @@ async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'late
     rmSync(dir, { recursive: true });
   });
   return {
-    spool, schedule, ran,
+    spool, schedule, ran, lanes,
     async finish(reached = true) {
       const end = open.shift() as (() => Promise<void>) & { unreached: () => void };
       if (!reached) end.unreached();
@@ -200,4 +205,48 @@ t.test('a bug in an attempt loses nothing and does not spin', async (t) => {
   move(30_001);
   await quiet();
   t.equal(ran.length, 2);
+});
+
+t.test('sources share by weight, a stream has its own, and who rests is stood in for', async (t) => {
+  const paused = new Map<string, number>();
+  const lane = (egress: string): LaneName => ({ id: `${egress}/d.example`, label: `${egress}/other`, egress, provider: '' });
+  const { store, ran, finish, lanes, schedule } = await stage(t, { ...LIMITS, connections: 4 }, 'done', {
+    sources: (_lane, tenant) => (tenant === 'solo' ? [{ lane: lane('c'), weight: 1 }] : [{ lane: lane('a'), weight: 3 }, { lane: lane('b'), weight: 1 }]),
+    rules: ({ id }) => ({ limits: { ...LIMITS, connections: 4 }, shared: [], pausedUntil: paused.get(id) ?? 0, pausedFor: 'warm-up' }),
+  });
+  for (let i = 0; i < 40; i++) await store('acme', 'd.example');
+  await store('solo', 'd.example');
+  t.equal(lanes.at(-1), 'c', 'another pool does not wait for this one');
+  for (let i = 0; i < 24; i++) await finish();
+  const count = (egress: string): number => lanes.filter((name) => name === egress).length;
+  t.ok(count('a') >= 15 && count('b') >= 5 && count('b') <= 10, `a ${count('a')}, b ${count('b')}`);
+  t.ok(schedule.lanes().every(({ active }) => active <= 4));
+  paused.set('a/d.example', Date.now() + 3_600_000);
+  const before = count('a');
+  while (ran.length < 41) await finish();
+  t.equal(count('a'), before);
+  t.equal(new Set(ran.map((due) => due.id)).size, 41);
+});
+
+t.test('a warm-up has its days, and starts anew with each', async (t) => {
+  const day = 86_400_000;
+  const since = Date.UTC(2026, 5, 1);
+  let now = since + day / 2;
+  const clock: Clock = { now: () => now, after: () => () => undefined };
+  const source = { id: 'new', address: '', helo: '', says: {}, total: {}, warmup: { since, perDay: [2, 3] } };
+  const warm = new WarmUp(clock);
+  const send = (): boolean => {
+    if (warm.pausedUntil('new/x', source) > now) return false;
+    warm.count('new/x', source);
+    return true;
+  };
+  t.same([send(), send(), send()], [true, true, false]);
+  t.equal(warm.pausedUntil('new/x', source), since + day);
+  t.equal(warm.pausedUntil('new/y', source), 0, 'each site has its own share');
+  t.ok(new WarmUp(clock, JSON.parse(JSON.stringify(warm.state())) as ReturnType<WarmUp['state']>).pausedUntil('new/x', source) > now, 'over a restart too');
+  now += day;
+  t.same([send(), send(), send(), send()], [true, true, true, false]);
+  now += day;
+  t.same(Array.from({ length: 10 }, send).filter(Boolean).length, 10, 'the list has ended');
+  t.equal(warm.pausedUntil('old/x', undefined), 0);
 });
