@@ -14,6 +14,8 @@ import type { Load } from './generator.ts';
 
 export interface Stage {
   readonly simulator: Simulator;
+  /** The relay's process. */
+  readonly pid: number;
   control(op: string, params?: Record<string, unknown>): Promise<unknown>;
   /** Submits to these recipients, each its message, as fast as they are taken. @returns how many were taken */
   submit(recipients: readonly string[], sessions?: number): Promise<number>;
@@ -37,6 +39,7 @@ export async function startBeforeSimulator(providers: readonly ProviderModel[], 
   const socket = controlSocket({ server: { dataDir: sandbox.dataDir } });
   return {
     simulator,
+    pid: daemon.child.pid ?? 0,
     control: (op, params = {}) => callControl(socket, op, params),
     submit: (recipients, sessions = 8) => generate({
       port: ports.submissions, messages: recipients.length, sessions, login: { username: 'demo-receipts', secret: sandbox.secret }, from: 'shop@demo.example', recipients,
