@@ -54,6 +54,9 @@ interface Lane<Route> {
   held: { readonly by: string; readonly since: number; readonly until: number } | undefined;
 }
 
+/** Lanes on which something may go, with what holds there. */
+type Open<Route> = ReadonlyMap<Lane<Route>, { readonly limits: LaneLimits; readonly gates: readonly GateLimits[] }>;
+
 /** Rows read ahead for one queue: enough to keep a lane busy, few enough to be fair with memory. */
 const READ_AHEAD = 32;
 const LOOK_AGAIN_MS = 60_000;
@@ -265,7 +268,8 @@ export class Schedule<Route> {
       }
       const { lane, row } = chosen;
       queue.rows.splice(queue.rows.indexOf(row), 1);
-      const gates = [...open.get(lane) ?? [], ...this.#tenantGates(lane, queue.tenant, this.#rules(lane).limits)];
+      const of = open.get(lane);
+      const gates = of === undefined ? [] : [...of.gates, ...this.#tenantGates(lane, queue.tenant, of.limits)];
       this.#launch(lane, queue, row, this.#permits.take(gates, now));
     }
     if (site.turns.empty) for (const lane of site.lanes.values()) lane.held = undefined;
@@ -273,8 +277,8 @@ export class Schedule<Route> {
   }
 
   /** The lanes on which something may go, with what it is counted at; the others know why not. */
-  #open(site: Site<Route>, now: number): Map<Lane<Route>, readonly GateLimits[]> {
-    const open = new Map<Lane<Route>, readonly GateLimits[]>();
+  #open(site: Site<Route>, now: number): Open<Route> {
+    const open = new Map<Lane<Route>, { readonly limits: LaneLimits; readonly gates: readonly GateLimits[] }>();
     for (const lane of site.lanes.values()) {
       const { limits, shared, pausedUntil, pausedFor } = this.#rules(lane);
       const gates = laneGates(lane.name.id, limits, shared);
@@ -282,19 +286,20 @@ export class Schedule<Route> {
       if (lane.paused) lane.tag = Math.max(lane.tag, site.tag);
       lane.paused = pausedUntil > now;
       const held = pausedUntil > now ? { by: pausedFor, until: pausedUntil } : this.#permits.holds(lane.name.id, gates, now);
-      if (held === undefined) open.set(lane, gates);
+      if (held === undefined) open.set(lane, { limits, gates });
       else this.#hold(lane, held, now);
     }
     return open;
   }
 
   /** The queue whose turn it is, of a tenant that an open lane is open to. */
-  #nextQueue(site: Site<Route>, open: ReadonlyMap<Lane<Route>, unknown>, now: number): Queue<Route> | undefined {
+  #nextQueue(site: Site<Route>, open: Open<Route>, now: number): Queue<Route> | undefined {
     const why = new Map<Lane<Route>, Held>();
     const queue = site.turns.next((tenant) => this.#sources(site, tenant).some(({ lane: name }) => {
       const lane = this.#laneOf(site, name);
-      if (!open.has(lane)) return false;
-      const held = this.#tenantHeld(lane, tenant, now);
+      const of = open.get(lane);
+      if (of === undefined) return false;
+      const held = this.#tenantHeld(lane, tenant, of.limits, now);
       // The earliest to end decides when to look again; one that waits for an attempt needs no timer.
       const before = why.get(lane);
       if (held !== undefined && (before === undefined || (held.until > 0 && (before.until === 0 || held.until < before.until)))) why.set(lane, held);
@@ -309,7 +314,7 @@ export class Schedule<Route> {
   }
 
   /** The first row for which a lane is open, and of those the lane that is furthest behind its weight. */
-  #choose(site: Site<Route>, queue: Queue<Route>, open: ReadonlyMap<Lane<Route>, unknown>, now: number): { readonly lane: Lane<Route>; readonly row: Waiting; readonly weight: number } | undefined {
+  #choose(site: Site<Route>, queue: Queue<Route>, open: Open<Route>, now: number): { readonly lane: Lane<Route>; readonly row: Waiting; readonly weight: number } | undefined {
     const streams = new Set<string>();
     for (const row of queue.rows) {
       const { stream } = row.message.origin;
@@ -322,7 +327,10 @@ export class Schedule<Route> {
       const start = (lane: Lane<Route>): number => (open.has(lane) ? Math.max(lane.tag, site.tag) : lane.tag);
       const least = Math.min(...lanes.map(({ lane }) => start(lane)));
       const [best] = lanes
-        .filter(({ lane }) => start(lane) <= least + LEAD && open.has(lane) && this.#tenantHeld(lane, queue.tenant, now) === undefined)
+        .filter(({ lane }) => {
+          const of = open.get(lane);
+          return of !== undefined && start(lane) <= least + LEAD && this.#tenantHeld(lane, queue.tenant, of.limits, now) === undefined;
+        })
         .sort((a, b) => start(a.lane) - start(b.lane) || b.weight - a.weight);
       if (best === undefined) continue;
       best.lane.tag = start(best.lane) + 1 / best.weight;
@@ -349,10 +357,10 @@ export class Schedule<Route> {
     return tenantGates(lane.name.id, tenant, limits, this.#options.total?.(tenant));
   }
 
-  #tenantHeld(lane: Lane<Route>, tenant: string, now: number): Held | undefined {
+  #tenantHeld(lane: Lane<Route>, tenant: string, limits: LaneLimits, now: number): Held | undefined {
     const until = this.#options.tenantPausedUntil?.(lane.name.id, tenant) ?? 0;
     if (until > now) return { by: `tenant ${tenant} rests on this lane`, until };
-    return this.#permits.holds(lane.name.id, this.#tenantGates(lane, tenant, this.#rules(lane).limits), now);
+    return this.#permits.holds(lane.name.id, this.#tenantGates(lane, tenant, limits), now);
   }
 
   #hold(lane: Lane<Route>, { by, until }: Held, now: number): void {
