@@ -12,6 +12,7 @@ import type { Clock, Log, Metrics } from '../runtime/index.ts';
 import { laneLimits, sharedLimits, type LaneLimits, type LaneParts, type Settings, type SharedLimit } from '../settings/index.ts';
 import { connectSession, type Connected, type DsnParameters, type Letter, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
 import { classify, type BounceClass } from './classify.ts';
+import { tlsaFault } from './dane.ts';
 import { SessionPool } from './pool.ts';
 import { Turnstile } from './turn.ts';
 import { orderHosts, RouteCache, type HostsRoute, type RouteResult, type TargetHost } from './route.ts';
@@ -182,7 +183,10 @@ class Sender {
   async #connect(target: Target, lane: Lane): Promise<Connected> {
     const where = `${target.address} ${target.host.port}`;
     const known = this.#brokenTls.get(where);
-    const remembered = lane.tls === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
+    // RFC 7672 §2.2: a promise of the host makes TLS a must. Only an operator who switched TLS off has a say above it.
+    const { tlsa } = target.host;
+    const wanted = tlsa === undefined || lane.tls === 'off' ? lane.tls : 'required';
+    const remembered = wanted === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
     const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
       const place = await this.#pool.place(lane.caps.flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#signal);
       await this.#connecting.pass(lane.caps.map(({ key, connectionRate }) => ({ key, rate: connectionRate })), this.#signal);
@@ -190,7 +194,7 @@ class Sender {
         host: target.address,
         port: target.host.port,
         helo: lane.helo,
-        tls: { mode, servername: target.host.name },
+        tls: { mode, servername: target.host.name, ...(tlsa !== undefined && tlsa.length > 0 && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa, chain, [target.host.name], this.#parts.clock.now()) }) },
         clock: this.#parts.clock,
         signal: this.#signal,
         ...(lane.localAddress === undefined ? {} : { localAddress: lane.localAddress }),
@@ -203,8 +207,8 @@ class Sender {
       else place.free();
       return made;
     };
-    const connected = await connect(remembered ? 'off' : lane.tls);
-    if (connected.kind !== 'broken' || connected.phase !== 'tls' || lane.tls !== 'opportunistic' || this.#signal.aborted) return connected;
+    const connected = await connect(remembered ? 'off' : wanted);
+    if (connected.kind !== 'broken' || connected.phase !== 'tls' || wanted !== 'opportunistic' || this.#signal.aborted) return connected;
     // RFC 7435 §3: what cannot be encrypted is still mailed, where no policy forbids it.
     if (this.#brokenTls.size >= BROKEN_TLS_HOSTS) this.#brokenTls.clear();
     this.#brokenTls.set(where, this.#parts.clock.now() + BROKEN_TLS_MS);
@@ -223,7 +227,8 @@ class Sender {
   #judge(result: SendResult & { readonly sendMs: number }, target: Target, session: OutboundSession, reused: boolean): Tried {
     const host = target.host.name;
     const delaysMs = { queue: 0, connect: reused ? 0 : session.connectMs, tls: reused ? 0 : session.tlsMs, send: result.sendMs };
-    const detail = { host, tls: session.tls, delaysMs };
+    const { tlsa = [] } = target.host;
+    const detail = { host, tls: session.tls !== '' && tlsa.length > 0 ? `${session.tls} DANE` : session.tls, delaysMs };
     if (result.kind === 'unsendable') {
       return { next: false, outcome: { kind: 'failed', phase: 'mail', class: 'unsupported', reason: `${result.status} ${result.reason}`, deadAddress: false, ...detail } };
     }
@@ -245,7 +250,7 @@ const rated = ({ connections, connectionRate, messageRate }: LaneLimits): Omit<S
 
 /** What a session can be used for. A reload may change HELO, limits or TLS: sessions of the old settings are not used again. */
 function keyOf({ address, host }: Target, lane: Lane, hash: string): string {
-  return [address, host.port, host.name, lane.tls, lane.helo, lane.localAddress, hash].join(' ');
+  return [address, host.port, host.name, promiseOf(host), lane.tls, lane.helo, lane.localAddress, hash].join(' ');
 }
 
 /** True when a kept session turned out to be over before this message was considered. */
@@ -254,6 +259,9 @@ function isStale(result: SendResult): boolean {
   // A receiver that says 4.7 means us and not the session: coming back at once would be the wrong answer.
   return result.kind === 'broken' ? result.fault === 'closed' : result.kind === 'reply' && result.reply.code === 421 && !result.reply.enhanced.startsWith('4.7.');
 }
+
+/** What a host promises, as part of a session's name: one made under another promise is not used again. */
+const promiseOf = ({ tlsa }: TargetHost): string => tlsa?.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`).join() ?? 'none';
 
 function targetsOf(route: HostsRoute, localAddress: string | undefined): readonly Target[] {
   const targets: Target[] = [];

@@ -3,16 +3,19 @@
 // host list is never empty; a DNS failure is `deferred`, never `failed`. Equal preferences are in random
 // order, drawn anew by orderHosts. RFC 5321 §5, RFC 7505.
 import { isIP } from 'node:net';
-import { isPublicAddress, type Resolver } from '../dns/index.ts';
+import { isPublicAddress, type Answer, type Resolver, type TlsaRecord } from '../dns/index.ts';
 import type { Clock } from '../runtime/index.ts';
 import { laneLimits, type LaneLimits, type Route, type Shaping } from '../settings/index.ts';
 import type { BounceClass } from './classify.ts';
+import { usableTlsa } from './dane.ts';
 
 export interface TargetHost {
   readonly name: string;
   readonly addresses: readonly string[];
   readonly port: number;
   readonly preference: number;
+  /** DANE (RFC 7672): TLS or nothing, authenticated by these records; an empty list asks for TLS alone. */
+  readonly tlsa?: readonly TlsaRecord[];
 }
 
 export interface HostsRoute {
@@ -58,9 +61,9 @@ export async function resolveRoute(domain: string, context: RouteContext): Promi
   // RFC 7505 §3
   if (mx.records.some((r) => isNull(r.exchange))) {
     if (mx.records.length === 1) return { route: { ...failed('bad-domain', '5.1.10', 'the domain takes no mail (null MX)'), deadAddress: true }, ttlMs: mx.ttlSeconds * 1_000 };
-    return viaMx(mx.records.filter((r) => !isNull(r.exchange)), mx.ttlSeconds * 1_000, false, context, on);
+    return viaMx(mx.records.filter((r) => !isNull(r.exchange)), mx.ttlSeconds * 1_000, false, context, { ...on, secure: mx.authentic });
   }
-  return viaMx(mx.records, mx.ttlSeconds * 1_000, false, context, on);
+  return viaMx(mx.records, mx.ttlSeconds * 1_000, false, context, { ...on, secure: mx.authentic });
 }
 
 // A wrong failure is corrected within minutes, a resolver's bad moment within half of one.
@@ -71,6 +74,8 @@ const DEFERRED_MS = 30_000;
 interface Reach {
   readonly port: number;
   readonly allowed: (address: string) => boolean;
+  /** The MX records are vouched for by DNSSEC: only then may TLSA records of the hosts speak (RFC 7672 §2.2). */
+  readonly secure?: boolean;
 }
 
 const PUBLIC: Reach = { port: 25, allowed: isPublicAddress };
@@ -89,7 +94,9 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
   const wanted = orderHosts(usable).slice(0, HOSTS);
   const answers = await Promise.all(wanted.map((h) => (isIP(h.name) === 0 ? context.resolver.addresses(h.name) : Promise.resolve({ kind: 'none' as const }))));
   const hosts: TargetHost[] = [];
+  const promises = await Promise.all(wanted.map((host, i) => tlsaOf(host.name, answers[i], context.resolver, on)));
   let failedLookup = false;
+  let unpromised = false;
   let hidden = false;
   for (const [i, host] of wanted.entries()) {
     const answer = answers[i];
@@ -97,18 +104,31 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
     if (answer?.kind !== 'found') continue;
     const addresses = answer.records.filter(on.allowed);
     if (addresses.length < answer.records.length) hidden = true;
-    if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port });
+    const tlsa = promises[i];
+    // RFC 7672 §2.2: whether a promise is there cannot be told, so the host is not used.
+    if (tlsa === 'failed') unpromised = true;
+    else if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port, ...(tlsa !== undefined && { tlsa }) });
     ttlMs = Math.min(ttlMs, answer.ttlSeconds * 1_000);
   }
   if (hosts.length > 0) {
     const site = siteName(context.shaping, usable.map((h) => h.name));
     return { route: { kind: 'hosts', ...site, hosts, tls: laneLimits(context.shaping, { egress: '', provider: site.provider }).tls, viaRoute: false }, ttlMs };
   }
+  if (unpromised) return { route: deferred('tls', 'the TLSA look-up of every MX host failed (RFC 7672)'), ttlMs: DEFERRED_MS };
   if (failedLookup) return { route: deferred('dns', 'the address look-up of every MX host failed'), ttlMs: DEFERRED_MS };
   if (hidden) return { route: failed('routing', '5.4.4', 'every MX host of the domain has a private address'), ttlMs: FAILED_MS };
   // A domain that is nowhere is not proof of a dead mailbox: a resolver gone wrong says the same of all domains.
   if (implicit) return { route: failed('bad-domain', '5.1.2', 'the domain has neither MX nor address'), ttlMs: FAILED_MS };
   return { route: deferred('dns', 'no MX host of the domain has an address'), ttlMs: FAILED_MS };
+}
+
+/** What a host promises of its certificate; undefined: nothing, or nothing that anybody vouches for. */
+async function tlsaOf(host: string, addresses: Answer<string> | { readonly kind: 'none' } | undefined, resolver: Resolver, on: Reach): Promise<readonly TlsaRecord[] | 'failed' | undefined> {
+  // RFC 7672 §2.2.2: without a secure address there is no look-up.
+  if (on.secure !== true || addresses?.kind !== 'found' || !addresses.authentic) return undefined;
+  const found = await resolver.tlsa(`_${on.port}._tcp.${host}`);
+  if (found.kind === 'failed') return 'failed';
+  return found.kind === 'found' && found.authentic ? usableTlsa(found.records) : undefined;
 }
 
 async function viaRoute(route: Route, resolver: Resolver): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {

@@ -3,7 +3,7 @@
 // says why and the socket is gone. Nothing is thrown for what a peer or the network does.
 // RFC 5321 §4.5.3.2, RFC 3207.
 import { connect as tcpConnect, isIP, type Socket } from 'node:net';
-import { connect as tlsConnect, type TLSSocket } from 'node:tls';
+import { connect as tlsConnect, type DetailedPeerCertificate, type TLSSocket } from 'node:tls';
 import type { Reply } from '../mail/index.ts';
 import type { Clock } from '../runtime/index.ts';
 import { ReplyReader } from './reply-reader.ts';
@@ -142,9 +142,10 @@ export class Channel {
 
   /**
    * Wraps the connection in TLS. Replies in clear that came after the 220 are dropped unread.
+   * `fault` judges the certificates (DER, the peer's own first): anything but '' ends the connection.
    * @returns `TLSv1.3 TLS_AES_256_GCM_SHA384`, or undefined after a failed handshake.
    */
-  async startTls(options: { readonly servername: string; readonly rejectUnauthorized: boolean }, timeoutMs: number): Promise<string | undefined> {
+  async startTls(options: { readonly servername: string; readonly rejectUnauthorized: boolean; readonly fault?: CertificateJudge }, timeoutMs: number): Promise<string | undefined> {
     if (this.fault !== undefined) return undefined;
     // RFC 3207 §4.2 MUST: nothing learned or sent in the clear is kept.
     this.#replies = [];
@@ -170,6 +171,8 @@ export class Channel {
         done();
       });
     });
+    const wrong = this.fault === undefined ? options.fault?.(chainOf(secure)) ?? '' : '';
+    if (wrong !== '') this.break('tls', wrong);
     return this.fault === undefined ? `${secure.getProtocol() ?? 'TLS'} ${secure.getCipher().name}` : undefined;
   }
 
@@ -182,6 +185,23 @@ export class Channel {
     await this.read(waitMs);
     this.break('closed', 'we said goodbye');
   }
+}
+
+/** Certificates in DER, the peer's own first -> '' or what is wrong with them. */
+export type CertificateJudge = (chain: readonly Buffer[]) => string;
+
+// Real chains have three or four.
+const MAX_CHAIN = 10;
+
+function chainOf(socket: TLSSocket): readonly Buffer[] {
+  const chain: Buffer[] = [];
+  let certificate: DetailedPeerCertificate | undefined = socket.getPeerCertificate(true);
+  while (certificate?.raw !== undefined && chain.length < MAX_CHAIN) {
+    chain.push(certificate.raw);
+    // A root names itself.
+    certificate = certificate.issuerCertificate === certificate ? undefined : certificate.issuerCertificate;
+  }
+  return chain;
 }
 
 /** Opens the TCP connection; the time limit covers the TCP handshake alone. */

@@ -9,7 +9,7 @@
 import { isAscii } from 'node:buffer';
 import { systemClock, type Clock } from '../runtime/index.ts';
 import type { Reply } from '../mail/index.ts';
-import { openChannel, type Channel, type SessionFault } from './channel.ts';
+import { openChannel, type Channel, type SessionFault, type CertificateJudge } from './channel.ts';
 import { stuffDots } from './dots.ts';
 
 /** Milliseconds for each phase of a session. */
@@ -56,6 +56,8 @@ export interface ConnectOptions {
     readonly servername: string;
     /** True only where a policy says against what to verify; default false. */
     readonly rejectUnauthorized?: boolean;
+    /** Judges the peer's certificates by another policy. */
+    readonly fault?: CertificateJudge;
   };
   readonly timeouts?: Partial<SessionTimeouts>;
   readonly clock?: Clock;
@@ -136,7 +138,7 @@ async function greet(channel: Channel, options: ConnectOptions, timeouts: Sessio
   if ('kind' in hello) return hello;
   const connectMs = clock.now() - startedAt;
   let tls = '';
-  const { mode, servername, rejectUnauthorized = false } = options.tls;
+  const { mode, servername, rejectUnauthorized = false, fault } = options.tls;
   if (mode === 'required' && !hello.extensions.has('STARTTLS')) {
     return { kind: 'broken', phase: 'tls', fault: 'tls', reason: 'the peer offers no STARTTLS and TLS is required' };
   }
@@ -145,7 +147,7 @@ async function greet(channel: Channel, options: ConnectOptions, timeouts: Sessio
     const go = await channel.read(timeouts.dataMs);
     if (go === undefined) return broken(channel, 'tls');
     if (go.code === 220) {
-      const secured = await channel.startTls({ servername, rejectUnauthorized }, timeouts.tlsMs);
+      const secured = await channel.startTls({ servername, rejectUnauthorized, ...(fault && { fault }) }, timeouts.tlsMs);
       if (secured === undefined) return broken(channel, 'tls');
       tls = secured;
       // A TLS 1.3 peer that rejects the handshake does so only now: still a matter of TLS.

@@ -1,0 +1,112 @@
+// DANE (RFC 7672): which hosts have made a promise, whether their certificates keep it, and that of a promise
+// that is not kept nothing is sent, least of all in clear.
+import { execFileSync } from 'node:child_process';
+import { X509Certificate, createHash } from 'node:crypto';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { openDeliverer, resolveRoute, type HostsRoute, type RouteResult } from '../../daemon/deliver/index.ts';
+import { tlsaFault, usableTlsa } from '../../daemon/deliver/dane.ts';
+import type { Answer, MxRecord, Resolver, TlsaRecord } from '../../daemon/dns/index.ts';
+import type { Outcome, Signed } from '../../daemon/mail/index.ts';
+import { Metrics, systemClock } from '../../daemon/runtime/index.ts';
+import { shippedBounces, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
+import { startMx, testCertificate, type Mx, type MxScript } from '../lib/mx.ts';
+
+const dir = t.testdir();
+const openssl = (...args: readonly string[]): void => void execFileSync('openssl', args, { stdio: 'ignore', cwd: dir });
+const der = (name: string): Buffer => new X509Certificate(readFileSync(join(dir, name))).raw;
+const spki = (certificate: Buffer): Buffer => new X509Certificate(certificate).publicKey.export({ type: 'spki', format: 'der' });
+const sha = (octets: Buffer, kind = 'sha256'): Buffer => createHash(kind).update(octets).digest();
+const tlsa = (usage: number, selector: number, matchingType: number, certificate: Buffer): TlsaRecord => ({ usage, selector, matchingType, certificate });
+
+t.test('which records count, and whether a chain keeps them', async (t) => {
+  const ec = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
+  openssl('req', '-x509', ...ec, '-days', '2', '-subj', '/CN=Test CA', '-addext', 'basicConstraints=critical,CA:TRUE', '-keyout', 'ca.key', '-out', 'ca.pem');
+  openssl('req', '-x509', ...ec, '-days', '2', '-subj', '/CN=Other CA', '-addext', 'basicConstraints=critical,CA:TRUE', '-keyout', 'other.key', '-out', 'other.pem');
+  const leaf = (name: string, san: string, ca: string): Buffer => {
+    writeFileSync(join(dir, 'ext'), `subjectAltName=DNS:${san}\n`);
+    openssl('req', ...ec, '-subj', '/CN=x', '-keyout', `${name}.key`, '-out', `${name}.csr`);
+    openssl('x509', '-req', '-in', `${name}.csr`, '-CA', `${ca}.pem`, '-CAkey', `${ca}.key`, '-CAcreateserial', '-days', '1', '-extfile', 'ext', '-out', `${name}.pem`);
+    return der(`${name}.pem`);
+  };
+  const [ca, other] = [der('ca.pem'), der('other.pem')];
+  const [own, foreign, misnamed] = [leaf('own', 'mx.x.example', 'ca'), leaf('foreign', 'mx.x.example', 'other'), leaf('misnamed', 'mx.y.example', 'ca')];
+  const judge = (records: readonly TlsaRecord[], chain: readonly Buffer[], now = Date.now()): boolean => tlsaFault(records, chain, ['mx.x.example'], now) === '';
+  for (const [selector, octets] of [[0, own], [1, spki(own)]] as const) {
+    for (const [matching, digest] of [[0, octets], [1, sha(octets)], [2, sha(octets, 'sha512')]] as const) {
+      t.ok(judge([tlsa(3, selector, matching, digest)], [own, ca]), `3 ${selector} ${matching}`);
+      t.notOk(judge([tlsa(3, selector, matching, digest)], [foreign, other]));
+    }
+  }
+  t.ok(judge([tlsa(3, 1, 1, sha(spki(misnamed)))], [misnamed], Date.now() + 9 * 86_400_000), 'of a named key neither name nor dates count (§3.1.1)');
+  for (const [name, record] of [['2 0 1', tlsa(2, 0, 1, sha(ca))], ['2 1 1', tlsa(2, 1, 1, sha(spki(ca)))], ['2 0 0', tlsa(2, 0, 0, ca)]] as const) {
+    t.ok(judge([record], [own, ca]), name);
+    t.notOk(judge([record], [foreign, other]), `${name}: another issuer`);
+    t.notOk(judge([record], [foreign, ca]), `${name}: an issuer that did not sign`);
+    t.notOk(judge([record], [misnamed, ca]), `${name}: another host's (§3.2.2)`);
+    t.notOk(judge([record], [own, ca], Date.now() + 9 * 86_400_000), `${name}: out of date`);
+    t.equal(judge([record], [own]), name === '2 0 0', `${name}: the issuer was not sent, but the record may bring it`);
+  }
+  t.ok(judge([tlsa(3, 1, 1, sha(spki(foreign))), tlsa(3, 1, 1, sha(spki(own)))], [own]), 'one of several is enough: keys are rolled so');
+  t.notOk(judge([tlsa(3, 1, 1, sha(spki(own)))], []), 'no certificate');
+  t.same(usableTlsa([tlsa(0, 0, 1, sha(own)), tlsa(1, 0, 1, sha(own)), tlsa(3, 2, 1, sha(own)), tlsa(3, 1, 3, sha(own)), tlsa(3, 1, 1, Buffer.alloc(5)), tlsa(3, 1, 2, sha(own))]), [], 'usages 0 and 1, unknown and cut off');
+});
+
+t.test('who has made a promise', async (t) => {
+  const found = <T>(records: readonly T[], authentic: boolean): Answer<T> => ({ kind: 'found', records, ttlSeconds: 300, authentic });
+  const record = tlsa(3, 1, 1, sha(Buffer.from('x')));
+  const route = (mx: boolean, address: boolean, promise: Answer<TlsaRecord>): Promise<{ readonly route: RouteResult }> => resolveRoute('x.example', {
+    resolver: { mx: async () => found<MxRecord>([{ exchange: 'mx.x.example', preference: 1 }], mx), addresses: async () => found(['192.5.6.30'], address), txt: async () => ({ kind: 'none' }), tlsa: async (name: string) => (name === '_25._tcp.mx.x.example' ? promise : { kind: 'none' }), close: () => undefined } as Resolver,
+    shaping: { defaults: { tls: 'opportunistic' }, providers: [], routes: [], egress: [] } as unknown as Shaping, sandbox: false, hostname: 'relay.example',
+  });
+  const promised = async (...args: Parameters<typeof route>): Promise<unknown> => {
+    const { route: made } = await route(...args);
+    return made.kind === 'hosts' ? made.hosts[0]?.tlsa : made;
+  };
+  t.same(await promised(true, true, found([record], true)), [record]);
+  t.same(await promised(true, true, found([tlsa(0, 0, 1, sha(Buffer.from('x')))], true)), [], 'nothing usable: TLS alone is asked for (§2.2)');
+  for (const [mx, address, tlsaSecure] of [[false, true, true], [true, false, true], [true, true, false]] as const) t.equal(await promised(mx, address, found([record], tlsaSecure)), undefined, 'only what DNSSEC vouches for, all the way');
+  t.equal(await promised(true, true, { kind: 'none' }), undefined);
+  t.match(await promised(true, true, { kind: 'failed', reason: 'SERVFAIL' }), { kind: 'deferred', class: 'tls', reason: /TLSA/ }, 'a promise that cannot be read is none to go past');
+});
+
+const LIMITS = { connections: 5, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 10, tls: 'opportunistic', idleMs: 1_000 } as unknown as LaneLimits;
+const LETTER = {
+  id: 'm', index: 0, returnPath: 'v@b.example', head: Buffer.from('Subject: x\r\n\r\n'), body: [Buffer.from('secret')],
+  message: { receivedAt: Date.now(), envelope: { mailFrom: 'a@b.example', smtpUtf8: false, body: '8BITMIME' } }, recipient: { wire: 'p@site.example', domain: 'site.example' },
+} as unknown as Signed;
+
+t.test('a promise is kept or nothing is sent', async (t) => {
+  const own = new X509Certificate(testCertificate().cert).raw;
+  const [right, wrong] = [tlsa(3, 1, 1, sha(spki(own))), tlsa(3, 1, 1, sha(Buffer.from('another')))];
+  const settings = { hash: 'h', bounces: shippedBounces(), server: { hostname: 'relay.example' }, shaping: { defaults: LIMITS, providers: [], routes: [], egress: [], tenants: [] } } as unknown as Settings;
+  const attempt = async (hosts: readonly (readonly [MxScript, readonly TlsaRecord[]])[], tls: LaneLimits['tls'] = 'opportunistic'): Promise<{ readonly outcome: Outcome; readonly mxes: readonly Mx[] }> => {
+    const mxes = await Promise.all(hosts.map(([script]) => startMx(script)));
+    const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
+    const deliverer = openDeliverer({ settings: () => settings, resolver: {} as Resolver, clock: systemClock, log: quiet, metrics: new Metrics(), timeouts: { connectMs: 500, tlsMs: 300, greetMs: 300, quitMs: 100 }, limits: () => ({ ...LIMITS, tls }) });
+    const route: HostsRoute = { kind: 'hosts', site: 's', provider: '', label: 'other', tls, viaRoute: false, hosts: mxes.map(({ host, port }, i) => ({ name: `mx${i}.x.example`, addresses: [host], port, preference: i, tlsa: hosts[i]?.[1] ?? [] })) };
+    try {
+      return { outcome: await deliverer.attempt(LETTER, route, { egress: '' }), mxes };
+    } finally {
+      deliverer.close();
+      await Promise.all(mxes.map((mx) => mx.close()));
+    }
+  };
+  const kept = await attempt([[{ tls: true }, [wrong, right]]]);
+  t.match(kept.outcome, { kind: 'delivered', tls: /^TLSv1\.\d \S+ DANE$/ });
+  t.equal(kept.mxes[0]?.messages[0]?.tls, true);
+  t.match((await attempt([[{ tls: true }, []]])).outcome, { kind: 'delivered', tls: /^TLSv1\.\d \S+$/ }, 'nothing usable: encrypted, by whoever it is');
+  for (const [name, script, records] of [
+    ['another certificate', { tls: true }, [wrong]], ['STARTTLS stripped', {}, [right]], ['STARTTLS stripped, nothing usable', {}, []], ['STARTTLS refused', { tls: true, answers: { starttls: '454 4.7.0 not now' } }, [right]],
+    ['garbage for a handshake', { brokenTls: true }, [right]], ['a host that closes', { tls: true, answers: { starttls: { fault: 'close' } } }, [right]],
+  ] as const) {
+    const { outcome, mxes } = await attempt([[script, records]]);
+    t.match(outcome, { kind: 'deferred', phase: 'tls' }, name);
+    t.same(mxes[0]?.lines.filter((line) => /^(?:MAIL|RCPT|DATA)/.test(line)), [], `${name}: not a word of it`);
+    t.equal(mxes[0]?.messages.length, 0);
+  }
+  const second = await attempt([[{ tls: true }, [wrong]], [{ tls: true }, [right]]]);
+  t.match(second.outcome, { kind: 'delivered', host: 'mx1.x.example' }, 'the next host may keep its own');
+  t.match((await attempt([[{}, [right]]], 'off')).outcome, { kind: 'delivered', tls: '' }, 'tls: off is an operator\'s word');
+});
