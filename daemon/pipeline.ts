@@ -10,7 +10,7 @@ import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, 
 import type { SentCopies } from './feedback/index.ts';
 import type { Facts, Ledger, Suspension } from './ledger/index.ts';
 import {
-  indexHeader, isMailError, messageFacts, parseAddress, reply, replyLine, shownText,
+  indexHeader, isMailError, MailError, messageFacts, parseAddress, reply, replyLine, shownText,
   type Address, type AddressHashes, type AdmittedRecipient, type Cleared, type Composed, type Due, type EnvelopeRecipient, type Outcome, type Reply, type Submitted,
 } from './mail/index.ts';
 import { newId, type Clock, type Keyring, type Log, type Metrics } from './runtime/index.ts';
@@ -254,7 +254,7 @@ async function settle(house: House, due: Due, lane: LaneName, tried: Tried): Pro
     // One last attempt at the very end of the time the stream gives it, and one when its waiting is to be told:
     // only that one was planned before the time and comes after it, so that the notice goes once.
     const nextAt = Math.min(now + backoff, due.recipient.expiresAt, now < noticeAt ? noticeAt : Infinity);
-    if (now >= noticeAt && due.recipient.nextAt <= noticeAt) await tellTenant(house, due, outcome, 'delayed');
+    if (now >= noticeAt && due.recipient.nextAt <= noticeAt) await mention(house, due, outcome, 'delayed');
     recordOutcome(house, 'deferred', due, lane, tried, { next_at: nextAt });
     await house.spool.settle(due, { kind: 'later', nextAt, lastReply: outcome.reply === undefined ? outcome.reason : replyLine(outcome.reply) });
     return;
@@ -270,7 +270,8 @@ async function settle(house: House, due: Due, lane: LaneName, tried: Tried): Pro
     if (tried.copy?.links !== undefined) house.metrics.links.inc(tried.copy.links);
     if (tried.copy?.trackers !== undefined) house.metrics.trackers.inc(tried.copy.trackers);
   }
-  await tellTenant(house, due, outcome, kind === 'delivered' ? 'relayed' : 'failed');
+  if (kind === 'delivered') await mention(house, due, outcome, 'relayed');
+  else await tellTenant(house, due, outcome, 'failed');
   await house.spool.settle(due, { kind: 'done' });
 }
 
@@ -320,11 +321,23 @@ async function tellTenant(house: House, due: Due, outcome: Outcome, action: DsnA
   const hashes = house.ledger.hashes(origin.tenant, address);
   const submitted = makeNotice({ id, tenant: origin.tenant, stream: origin.stream, to, raw, at: now });
   const refused = await store(house, place, composeFor(house, place, domain, submitted, [{ wire: to, domain: address.domain, hashes, evidence: '' }]));
-  if (refused !== undefined) throw new Error(`the notice could not be stored: ${replyLine(refused)}`);
+  if (refused !== undefined) throw new MailError(refused.code === 452 ? 'E_SPOOL_FULL' : 'E_STORE', `the notice could not be stored: ${replyLine(refused)}`);
+}
+
+/** A notice that is not worth another attempt: for it a copy would go out twice, or a host be asked again at once. */
+async function mention(house: House, due: Due, outcome: Outcome, action: 'delayed' | 'relayed'): Promise<void> {
+  try {
+    await tellTenant(house, due, outcome, action);
+  } catch (error) {
+    if (!isMailError(error)) throw error;
+    house.log.error({ code: error.code, message_id: due.id, err: error.message }, `the tenant could not be told that a message is ${action}`);
+  }
 }
 
 function statusOf(outcome: Outcome, action: DsnAction): string {
-  if (outcome.reply !== undefined && outcome.reply.enhanced !== '') return outcome.reply.enhanced;
+  const told = outcome.reply?.enhanced ?? '';
+  // RFC 3464 §2.3.4: what is tried again is no 5yz, whatever the host called it.
+  if (told !== '') return action === 'delayed' ? told.replace(/^5/, '4') : told;
   if (action === 'relayed') return '2.0.0';
   // RFC 3463 §3.5: no answer from host; the directory server, for DNS; else nothing is known.
   if (action === 'delayed') return outcome.phase === 'connect' ? '4.4.1' : outcome.phase === 'dns' ? '4.4.3' : '4.0.0';

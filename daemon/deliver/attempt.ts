@@ -230,7 +230,7 @@ class Sender {
     const { tlsa = [] } = target.host;
     const detail = { host, tls: session.tls !== '' && tlsa.length > 0 ? `${session.tls} DANE` : session.tls, delaysMs };
     if (result.kind === 'unsendable') {
-      return { next: false, outcome: { kind: 'failed', phase: 'mail', class: 'unsupported', reason: `${result.status} ${result.reason}`, deadAddress: false, ...detail } };
+      return { next: false, outcome: { kind: 'failed', phase: 'mail', class: 'unsupported', status: result.status, reason: `${result.status} ${result.reason}`, deadAddress: false, ...detail } };
     }
     if (result.kind === 'broken') {
       const reason = result.afterDot ? `${result.reason} after the message was sent: whether it was taken is unknown` : result.reason;

@@ -2,6 +2,7 @@
 // 3464 (delivery status), RFC 6522 (multipart/report), RFC 6533 (addresses beyond ASCII), RFC 3834 (automatic
 // mail). It goes to the tenant's return address only, with the null reverse-path; a notice never leads to
 // another notice. nodemailer builds the MIME; the status fields are ours.
+import { isAscii } from 'node:buffer';
 import MimeNode from 'nodemailer/lib/mime-node';
 import type { Instant } from '../mail/index.ts';
 
@@ -48,7 +49,7 @@ const WORDS: Readonly<Record<DsnAction, Words>> = {
   relayed: { subject: 'Mail was handed over', happened: 'was taken by the receiving host', follows: 'Whether it reaches the mailbox is known there; no further notice will come from here unless it comes back.' },
 };
 
-const isAscii = (text: string): boolean => !/[^\0-\x7f]/.test(text);
+const isAsciiText = (text: string): boolean => isAscii(Buffer.from(text));
 const stamp = (at: Instant): string => new Date(at).toUTCString().replace('GMT', '+0000');
 const line = (text: string): string => text.replaceAll(/[\r\n]+/g, ' ').slice(0, 900);
 
@@ -56,7 +57,7 @@ const line = (text: string): string => text.replaceAll(/[\r\n]+/g, ' ').slice(0,
 export async function composeDsn(facts: DsnFacts): Promise<Buffer> {
   const words = WORDS[facts.action];
   // RFC 6533 §4: the parts are of another type where an address is not ASCII.
-  const utf8 = !isAscii(`${facts.recipient}${facts.orcpt ?? ''}`) || !isAscii(facts.original.toString('latin1', 0, facts.headerOctets));
+  const utf8 = !isAsciiText(`${facts.recipient}${facts.orcpt ?? ''}`) || !isAscii(facts.original.subarray(0, facts.headerOctets));
   const root = new MimeNode('multipart/report; report-type=delivery-status');
   root.setHeader({
     From: `Mail Delivery System <${facts.from}>`,
@@ -77,13 +78,13 @@ export async function composeDsn(facts: DsnFacts): Promise<Buffer> {
     '',
   ].join('\r\n'));
   // RFC 3464 §2.2 and §2.3
-  root.createChild(utf8 ? 'message/global-delivery-status' : 'message/delivery-status').setContent([
+  addPart(root, utf8 ? 'message/global-delivery-status' : 'message/delivery-status', Buffer.from([
     ...(facts.envid === undefined ? [] : [`Original-Envelope-Id: ${line(facts.envid)}`]),
     `Reporting-MTA: dns; ${facts.reportingMta}`,
     `Arrival-Date: ${stamp(facts.arrivedAt)}`,
     '',
     ...(facts.orcpt === undefined ? [] : [`Original-Recipient: ${line(facts.orcpt)}`]),
-    `Final-Recipient: ${isAscii(facts.recipient) ? 'rfc822' : 'utf-8'}; ${facts.recipient}`,
+    `Final-Recipient: ${isAsciiText(facts.recipient) ? 'rfc822' : 'utf-8'}; ${facts.recipient}`,
     `Action: ${facts.action}`,
     `Status: ${facts.status}`,
     ...(facts.remoteMta === '' ? [] : [`Remote-MTA: dns; ${facts.remoteMta}`]),
@@ -91,9 +92,17 @@ export async function composeDsn(facts: DsnFacts): Promise<Buffer> {
     `Last-Attempt-Date: ${stamp(facts.at)}`,
     ...(facts.until === undefined ? [] : [`Will-Retry-Until: ${stamp(facts.until)}`]),
     '',
-  ].join('\r\n'));
+  ].join('\r\n')));
   const original = utf8 ? (facts.full ? 'message/global' : 'message/global-headers') : facts.full ? 'message/rfc822' : 'text/rfc822-headers';
-  root.createChild(original).setContent(facts.original);
+  addPart(root, original, facts.original);
   const built = await root.build();
   return Buffer.from(built.toString('latin1').replaceAll(/\r\n|\r|\n/g, '\r\n'), 'latin1');
+}
+
+/** Octets as they are, and said so: nobody should have to read a status behind an encoding. */
+function addPart(root: MimeNode, type: string, octets: Buffer): void {
+  const part = root.createChild(type);
+  // RFC 2045 §6.2
+  part.setHeader('Content-Transfer-Encoding', isAscii(octets) ? '7bit' : '8bit');
+  part.setContent(octets);
 }

@@ -1,6 +1,6 @@
 // Reads the arguments of MAIL and RCPT. The address comes out exactly as it was written, quotes and all:
 // what is delivered is what was submitted. Whether it can be mailed is not decided here.
-// RFC 5321 §4.1.1.2 and §4.1.2, RFC 3461 §4, RFC 1870 §5, RFC 6152 §3, RFC 6531 §3.4.
+// RFC 5321 §4.1.1.2 and §4.1.2, RFC 3461 §4, RFC 1870 §5, RFC 6152 §3, RFC 6531 §3.4, RFC 6533 §3.
 import { REPLIES, type EnvelopeRecipient, type RecipientDsn, type Reply } from '../mail/index.ts';
 
 /** MAIL FROM, understood. */
@@ -62,7 +62,7 @@ export function parseRcpt(line: string, smtpUtf8: boolean): EnvelopeRecipient | 
   if (read === undefined || read.address === '') return REPLIES.badRecipient;
   let dsn: RecipientDsn = { notify: [] };
   for (const [name, value] of read.parameters) {
-    const more = rcptParameter(name, value);
+    const more = rcptParameter(name, value, smtpUtf8);
     if ('code' in more) return more;
     dsn = { ...dsn, ...more };
   }
@@ -73,7 +73,7 @@ export function parseRcpt(line: string, smtpUtf8: boolean): EnvelopeRecipient | 
 
 const NOTIFY = ['NEVER', 'SUCCESS', 'FAILURE', 'DELAY'] as const;
 
-function rcptParameter(name: string, value: string | undefined): Partial<RecipientDsn> | Reply {
+function rcptParameter(name: string, value: string | undefined, smtpUtf8: boolean): Partial<RecipientDsn> | Reply {
   if (name === 'NOTIFY') {
     const notify = (value ?? '').toUpperCase().split(',').map((word) => NOTIFY.find((known) => known === word));
     // RFC 3461 §4.1: NEVER stands alone
@@ -83,7 +83,7 @@ function rcptParameter(name: string, value: string | undefined): Partial<Recipie
   if (name === 'ORCPT') {
     // RFC 3461 §4.2: addr-type ";" xtext, 500 characters encoded
     const [, type, text] = /^([a-z0-9-]{1,64});(.{1,500})$/i.exec(value ?? '') ?? [];
-    const original = text === undefined ? undefined : parseXtext(text);
+    const original = text === undefined || (!smtpUtf8 && !isAscii(text)) ? undefined : type?.toLowerCase() === 'utf-8' ? parseUtf8Address(text) : parseXtext(text);
     return type === undefined || original === undefined ? REPLIES.badArguments : { orcpt: `${type.toLowerCase()};${original}` };
   }
   return REPLIES.unknownParameter;
@@ -127,6 +127,21 @@ function parseXtext(text: string): string | undefined {
   if (!/^(?:[!-*,-<>-~]|\+[0-9A-F]{2})*$/.test(text)) return undefined;
   const clear = text.replaceAll(/\+([0-9A-F]{2})/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)));
   return /[\0-\x1f\x7f-\xff]/.test(clear) ? undefined : clear;
+}
+
+/** RFC 6533 §3: utf-8-enc-addr, in any of its three forms; undefined when it is none or hides a control character. */
+export function parseUtf8Address(text: string): string | undefined {
+  // No xtext: what cannot stand as it is, is `\x{HEX}`; a lone backslash belongs to the plain form of quoted local parts.
+  const clear = text.replaceAll(/\\x\{([0-9A-F]{2,6})\}/g, (whole, hex: string) => {
+    const point = Number.parseInt(hex, 16);
+    return point > 0x10ffff || (point >= 0xd800 && point <= 0xdfff) ? whole : String.fromCodePoint(point);
+  });
+  return /[\0-\x1f\x7f-\x9f\ufffd]|\\x\{/.test(clear) ? undefined : clear;
+}
+
+/** The same, as it may stand in a command; `smtpUtf8`: the peer takes UTF-8 there. */
+export function formatUtf8Address(address: string, smtpUtf8: boolean): string {
+  return address.replaceAll(smtpUtf8 ? /[\0- +=\\\x7f]/g : /[^!-*,-<>-[\]-~]/gu, (c) => `\\x{${(c.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(2, '0')}}`);
 }
 
 const isAscii = (text: string): boolean => /^[\0-\x7f]*$/.test(text);

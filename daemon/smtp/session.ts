@@ -11,6 +11,7 @@ import { systemClock, type Clock } from '../runtime/index.ts';
 import type { Reply } from '../mail/index.ts';
 import { openChannel, type Channel, type SessionFault, type CertificateJudge } from './channel.ts';
 import { stuffDots } from './dots.ts';
+import { formatUtf8Address } from './path.ts';
 
 /** Milliseconds for each phase of a session. */
 export interface SessionTimeouts {
@@ -343,7 +344,7 @@ export class OutboundSession {
     const t = this.#timeouts;
     const steps: Step[] = [
       { phase: 'mail', line: `MAIL FROM:<${letter.from}>${this.#mailParameters(letter)}\r\n`, timeoutMs: t.mailMs },
-      { phase: 'rcpt', line: `RCPT TO:<${letter.recipient}>${this.#rcptParameters(letter.dsn)}\r\n`, timeoutMs: t.rcptMs },
+      { phase: 'rcpt', line: `RCPT TO:<${letter.recipient}>${this.#rcptParameters(letter)}\r\n`, timeoutMs: t.rcptMs },
       { phase: 'data', line: 'DATA\r\n', timeoutMs: t.dataMs },
     ];
     if (this.#openTransaction) steps.unshift({ phase: 'mail', line: 'RSET\r\n', timeoutMs: t.mailMs, reset: true });
@@ -362,12 +363,16 @@ export class OutboundSession {
     return text;
   }
 
-  #rcptParameters(dsn: DsnParameters | undefined): string {
+  #rcptParameters(letter: Letter): string {
+    const { dsn } = letter;
     if (dsn === undefined || !this.extensions.has('DSN')) return '';
     let text = dsn.notify.length > 0 ? ` NOTIFY=${dsn.notify.join(',')}` : '';
-    const orcpt = dsn.orcpt === undefined ? null : /^([A-Za-z0-9-]+);([\x20-\x7e]+)$/.exec(dsn.orcpt);
-    // RFC 6533 §3 has its own encoding for other than ASCII; such an ORCPT is left out, as RFC 3461 §4.2 allows.
-    if (orcpt?.[1] !== undefined && orcpt[2] !== undefined) text += ` ORCPT=${orcpt[1]};${xtext(orcpt[2])}`;
+    const [, type, address] = /^([A-Za-z0-9-]+);(.+)$/su.exec(dsn.orcpt ?? '') ?? [];
+    if (type === undefined || address === undefined) return text;
+    // RFC 6533 §3
+    if (type === 'utf-8') text += ` ORCPT=utf-8;${formatUtf8Address(address, needsUtf8(letter))}`;
+    // Other types are ASCII; what is not is left out, as RFC 3461 §4.2 allows.
+    else if (/^[\x20-\x7e]+$/.test(address)) text += ` ORCPT=${type};${xtext(address)}`;
     return text;
   }
 }

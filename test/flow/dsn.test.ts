@@ -1,5 +1,6 @@
 // Notices by RFC 3461 through the whole relay: handed over, still waiting, failed with the whole message, of an
 // address beyond ASCII; each read back by another program, each once, and none that nobody asked for.
+import { connect } from 'node:tls';
 import { simpleParser } from 'mailparser';
 import t from 'tap';
 import { eventually, makeGrounds, pause, type Grounds } from '../lib/daemon.ts';
@@ -7,7 +8,7 @@ import { startMx, type Mx } from '../lib/mx.ts';
 
 t.setTimeout(60_000);
 const SENDER = 'bounce@demo.example';
-const people = ['plain', 'slow', 'gone', 'jös', 'late'].map((name) => `${name}@example.com`);
+const people = ['plain', 'slow', 'gone', 'jös', 'jür', 'late'].map((name) => `${name}@example.com`);
 let mx: Mx;
 let grounds: Grounds;
 let daemon: Awaited<ReturnType<Grounds['serve']>>;
@@ -101,3 +102,86 @@ t.test('an address beyond ASCII: RFC 6533, as octets and not as escapes', async 
   t.match(fields.replaceAll('\r', ''), /^Status: 5\.1\.1$/m);
   mx.script = {};
 });
+
+const HELLO = (): readonly string[] => ['EHLO app.example', `AUTH PLAIN ${Buffer.from(`\0demo-app\0${grounds.secret}`).toString('base64')}`];
+const LETTER = ['DATA', 'From: <news@demo.example>\r\nTo: <plain@example.com>\r\nSubject: x\r\n\r\nHello\r\n.', 'QUIT'];
+
+t.test('ORCPT beyond ASCII: any form in, the fitting form out, plain in the notice', async (t) => {
+  mx.messages.length = 0;
+  mx.script = { answers: { rcpt: (_n, line) => (line.includes('plain@') ? '550 5.7.1 not wanted' : undefined) } };
+  for (const orcpt of ['utf-8;j\\x{F6}s\\x{2B}x@old.example', 'utf-8;jös\\x{2B}x@old.example']) {
+    const replies = await converse([...HELLO(), `MAIL FROM:<${SENDER}> SMTPUTF8`, `RCPT TO:<plain@example.com> NOTIFY=FAILURE ORCPT=${orcpt}`, ...LETTER]);
+    t.match(replies.at(-2), /queued as/, replies.join(' '));
+  }
+  t.ok(await eventually(() => notices().length === 2));
+  t.match(rcpts('plain@').slice(-2), [/ ORCPT=utf-8;j\\x\{F6\}s\\x\{2B\}x@old\.example$/, / ORCPT=utf-8;j\\x\{F6\}s\\x\{2B\}x@old\.example$/], 'an ASCII command needs no SMTPUTF8');
+  for (const raw of notices()) {
+    const { type, fields } = await read(raw);
+    t.equal(type, 'message/global-delivery-status');
+    t.match(fields.replaceAll('\r', ''), /^Original-Recipient: utf-8;jös\+x@old\.example\nFinal-Recipient: rfc822; plain@example\.com$/m);
+  }
+  mx.script = {};
+});
+
+t.test('statuses: of a delay never 5yz, of what we would not send our own', async (t) => {
+  mx.messages.length = 0;
+  mx.script = { answers: { rcpt: (_n, line) => (line.includes('slow@') ? '552 5.2.2 mailbox full' : undefined) } };
+  const id = await send('slow@example.com', ['delay']);
+  t.ok(await eventually(() => notices().length === 1));
+  t.match((await read(notices()[0] ?? Buffer.alloc(0))).fields.replaceAll('\r', ''), /^Action: delayed\nStatus: 4\.2\.2$/m);
+  await grounds.control('queue.drop', { id });
+  mx.messages.length = 0;
+  mx.dropAll(); // what a kept session knows of the host is of yesterday
+  mx.script = { extensions: ['DSN'] };
+  const failed = await send('jür@example.com', ['failure']);
+  t.match(await grounds.event(failed, ['failed']), { event: 'failed' });
+  t.ok(await eventually(() => notices().length === 1));
+  t.match((await read(notices()[0] ?? Buffer.alloc(0))).fields.replaceAll('\r', ''), /^Action: failed\nStatus: 5\.6\.7$/m);
+  mx.dropAll();
+  mx.script = {};
+});
+
+t.test('no room for a notice of success: it is lost, the copy does not go out twice', async (t) => {
+  mx.script = { answers: { rcpt: () => '450 4.2.0 later' } };
+  const id = await send('plain@example.com', ['success']);
+  await grounds.event(id, ['deferred']);
+  await daemon.stop();
+  grounds.edit('postern.yaml', (text) => text.replace(/^limits:\n/m, 'limits:\n  disk_reserve: 1000000GiB\n'));
+  mx.messages.length = 0;
+  mx.script = {};
+  daemon = await grounds.serve();
+  await grounds.control('queue.retry', { id });
+  t.match(await grounds.event(id, ['delivered']), { event: 'delivered' });
+  t.ok(await settled(id), 'settled');
+  t.same(mx.messages.map(({ to }) => to), ['plain@example.com']);
+});
+
+async function settled(id: string): Promise<boolean> {
+  for (let i = 0; i < 100; i++) {
+    const { rows } = await grounds.control('queue.list', { tenant: 'demo' }) as { rows: readonly { id: string }[] };
+    if (!rows.some((row) => row.id === id)) return true;
+    await pause(20);
+  }
+  return false;
+}
+
+/** One submission, line by line. @returns the last line of each reply */
+async function converse(lines: readonly string[]): Promise<string[]> {
+  const socket = connect({ host: '127.0.0.1', port: grounds.ports.submissions, rejectUnauthorized: false });
+  const replies: string[] = [];
+  let text = '';
+  socket.setEncoding('utf8');
+  await new Promise<void>((done, fail) => {
+    socket.on('error', fail);
+    socket.on('close', () => done());
+    socket.on('data', (chunk: string) => {
+      text += chunk;
+      if (!/(?:^|\n)\d{3} [^\n]*\r\n$/.test(text)) return;
+      replies.push(text.trimEnd().split('\r\n').at(-1) ?? '');
+      text = '';
+      const next = lines[replies.length - 1];
+      if (next !== undefined) socket.write(`${next}\r\n`);
+    });
+  });
+  return replies;
+}

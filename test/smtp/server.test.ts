@@ -223,7 +223,9 @@ t.test('recipients: as written, DSN parameters, how many', async (t) => {
   t.match(rig.desk.senders[0], { ret: 'FULL', envid: 'QQ=1' });
   await client.say('RSET');
   t.match(await client.say('MAIL FROM:<ä@acme.example> SMTPUTF8'), /^250/);
-  t.match(await client.say('RCPT TO:<bücher@x.example>'), /^250/);
+  t.match(await client.say('RCPT TO:<bücher@x.example> ORCPT=utf-8;b\\x{FC}cher\\x{2B}ß@x.example'), /^250/);
+  t.same(rig.desk.recipients.at(-1), { wire: 'bücher@x.example', dsn: { notify: [], orcpt: 'utf-8;bücher+ß@x.example' } }, 'RFC 6533 §3');
+  for (const orcpt of ['utf-8;a\\x{0A}b', 'utf-8;\\x{D800}', 'utf-8;\\x{110000}', 'rfc822;bücher@x.example']) t.match(await client.say(`RCPT TO:<x@x.example> ORCPT=${orcpt}`), /^501 5\.5\.4/, orcpt);
   await client.say('DATA');
   client.send('x\r\n.\r\n');
   t.match(await client.reply(), /^250/);

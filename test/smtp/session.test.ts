@@ -92,8 +92,14 @@ t.test('parameters only when offered', async (t) => {
     t.equal(mx.lines[2], 'RCPT TO:<b@mx.example> NOTIFY=FAILURE,DELAY ORCPT=rfc822;x+3Dy@example.com');
     await s.send(letter('x\r\n', { from: '', recipient: 'jörg@mx.example' }));
     t.equal(mx.lines[4], 'MAIL FROM:<> SIZE=3 SMTPUTF8');
+    const international = { notify: [], orcpt: 'utf-8;jörg=+\\@x.example' } as const;
+    for (const [more, orcpt] of [[{}, 'j\\x{F6}rg\\x{3D}\\x{2B}\\x{5C}@x.example'], [{ recipient: 'jörg@mx.example' }, 'jörg\\x{3D}\\x{2B}\\x{5C}@x.example']] as const) {
+      await s.send(letter('x\r\n', { dsn: international, ...more }));
+      t.match(mx.lines.findLast((line) => line.startsWith('RCPT'))?.split(' ORCPT=')[1], `utf-8;${orcpt}`, 'RFC 6533 §3');
+    }
+    const said = mx.lines.length;
     t.match(await s.send(letter('x\r\n', { recipient: 'a@b>\r\nDATA' })), { kind: 'unsendable', status: '5.1.3' });
-    t.equal(mx.lines.length, 7, 'no command can be smuggled in an address');
+    t.equal(mx.lines.length, said, 'no command can be smuggled in an address');
     s.close();
   });
   await withMx({ extensions: [] }, async (mx) => {
