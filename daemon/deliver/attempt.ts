@@ -7,12 +7,13 @@
 import { isAscii } from 'node:buffer';
 import { isIPv4 } from 'node:net';
 import type { Outcome, Phase, Reply, Signed } from '../mail/index.ts';
-import type { Resolver } from '../dns/index.ts';
+import { isPublicAddress, type Resolver } from '../dns/index.ts';
 import type { Clock, Log, Metrics } from '../runtime/index.ts';
 import { laneLimits, sharedLimits, type LaneLimits, type LaneParts, type Settings, type SharedLimit } from '../settings/index.ts';
 import { connectSession, type Connected, type DsnParameters, type Letter, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
 import { classify, type BounceClass } from './classify.ts';
 import { tlsaFault } from './dane.ts';
+import { MtaSts } from './mta-sts.ts';
 import { SessionPool } from './pool.ts';
 import { Turnstile } from './turn.ts';
 import { orderHosts, RouteCache, type HostsRoute, type RouteResult, type TargetHost } from './route.ts';
@@ -74,12 +75,13 @@ interface Tried {
 export function openDeliverer(parts: DelivererParts): Deliverer {
   const routes = new RouteCache(parts.clock);
   const pool = new SessionPool(parts.clock, (label, change) => parts.metrics.connections.inc({ lane: label }, change));
+  const sts = new MtaSts({ resolver: parts.resolver, clock: parts.clock, log: parts.log, allowed: isPublicAddress });
   const stop = new AbortController();
   const sender = new Sender(parts, pool, stop.signal);
   return {
     siteOf(domain) {
       const { hash, shaping, server } = parts.settings();
-      return routes.get(domain, hash, () => ({ resolver: parts.resolver, shaping, sandbox: server.sandbox, hostname: server.hostname }));
+      return routes.get(domain, hash, () => ({ resolver: parts.resolver, shaping, sandbox: server.sandbox, hostname: server.hostname, ...(server.sandbox ? {} : { sts }) }));
     },
     attempt: (signed, route, lane) => sender.attempt(signed, route, lane.egress),
     closeIdle: () => pool.closeIdle(),
@@ -184,8 +186,8 @@ class Sender {
     const where = `${target.address} ${target.host.port}`;
     const known = this.#brokenTls.get(where);
     // RFC 7672 §2.2: a promise of the host makes TLS a must. Only an operator who switched TLS off has a say above it.
-    const { tlsa } = target.host;
-    const wanted = tlsa === undefined || lane.tls === 'off' ? lane.tls : 'required';
+    const { tlsa, sts } = target.host;
+    const wanted = (tlsa === undefined && sts === undefined) || lane.tls === 'off' ? lane.tls : 'required';
     const remembered = wanted === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
     const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
       const place = await this.#pool.place(lane.caps.flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#signal);
@@ -194,7 +196,8 @@ class Sender {
         host: target.address,
         port: target.host.port,
         helo: lane.helo,
-        tls: { mode, servername: target.host.name, ...(tlsa !== undefined && tlsa.length > 0 && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa, chain, [target.host.name], this.#parts.clock.now()) }) },
+        // RFC 8461 §2: MTA-STS does not take the place of DANE where both speak.
+        tls: { mode, servername: target.host.name, ...(sts === true && tlsa === undefined && { rejectUnauthorized: true }), ...(tlsa !== undefined && tlsa.length > 0 && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa, chain, [target.host.name], this.#parts.clock.now()) }) },
         clock: this.#parts.clock,
         signal: this.#signal,
         ...(lane.localAddress === undefined ? {} : { localAddress: lane.localAddress }),
@@ -227,8 +230,9 @@ class Sender {
   #judge(result: SendResult & { readonly sendMs: number }, target: Target, session: OutboundSession, reused: boolean): Tried {
     const host = target.host.name;
     const delaysMs = { queue: 0, connect: reused ? 0 : session.connectMs, tls: reused ? 0 : session.tlsMs, send: result.sendMs };
-    const { tlsa = [] } = target.host;
-    const detail = { host, tls: session.tls !== '' && tlsa.length > 0 ? `${session.tls} DANE` : session.tls, delaysMs };
+    const { tlsa, sts } = target.host;
+    const by = tlsa !== undefined && tlsa.length > 0 ? ' DANE' : tlsa === undefined && sts === true ? ' MTA-STS' : '';
+    const detail = { host, tls: session.tls === '' ? '' : `${session.tls}${by}`, delaysMs };
     if (result.kind === 'unsendable') {
       return { next: false, outcome: { kind: 'failed', phase: 'mail', class: 'unsupported', status: result.status, reason: `${result.status} ${result.reason}`, deadAddress: false, ...detail } };
     }
@@ -261,7 +265,7 @@ function isStale(result: SendResult): boolean {
 }
 
 /** What a host promises, as part of a session's name: one made under another promise is not used again. */
-const promiseOf = ({ tlsa }: TargetHost): string => tlsa?.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`).join() ?? 'none';
+const promiseOf = ({ tlsa, sts }: TargetHost): string => tlsa?.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`).join() ?? (sts === true ? 'sts' : 'none');
 
 function targetsOf(route: HostsRoute, localAddress: string | undefined): readonly Target[] {
   const targets: Target[] = [];

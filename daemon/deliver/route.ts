@@ -8,6 +8,7 @@ import type { Clock } from '../runtime/index.ts';
 import { laneLimits, type LaneLimits, type Route, type Shaping } from '../settings/index.ts';
 import type { BounceClass } from './classify.ts';
 import { usableTlsa } from './dane.ts';
+import { isInPolicy, type MtaSts, type StsPolicy } from './mta-sts.ts';
 
 export interface TargetHost {
   readonly name: string;
@@ -16,6 +17,8 @@ export interface TargetHost {
   readonly preference: number;
   /** DANE (RFC 7672): TLS or nothing, authenticated by these records; an empty list asks for TLS alone. */
   readonly tlsa?: readonly TlsaRecord[];
+  /** MTA-STS (RFC 8461): TLS or nothing, with a certificate that public authorities vouch for. */
+  readonly sts?: true;
 }
 
 export interface HostsRoute {
@@ -42,6 +45,8 @@ export interface RouteContext {
   readonly sandbox: boolean;
   /** Our own name: an MX list is cut where we stand in it. */
   readonly hostname: string;
+  /** Where policies of domains come from; without it none holds. */
+  readonly sts?: Pick<MtaSts, 'policyFor'>;
 }
 
 // RFC 5321 §5.1 asks for at least two; nobody needs more than this to be reached, and each costs two look-ups.
@@ -54,16 +59,17 @@ export async function resolveRoute(domain: string, context: RouteContext): Promi
   if (context.sandbox && fixed === undefined) return { route: failed('sandbox', '5.4.4', 'this is a sandbox and no route of it leads to this domain'), ttlMs: FAILED_MS };
   if (domain.startsWith('[')) return { route: failed('routing', '5.1.2', 'address literals are not mailed'), ttlMs: FAILED_MS };
   const on: Reach = fixed?.loopbackMx !== undefined && context.sandbox ? { port: fixed.loopbackMx, allowed: (address) => address.startsWith('127.') } : PUBLIC;
-  const mx = await context.resolver.mx(domain);
+  const [mx, policy] = await Promise.all([context.resolver.mx(domain), context.sts?.policyFor(domain)]);
   if (mx.kind === 'failed') return { route: deferred('dns', `the MX look-up failed: ${mx.reason}`), ttlMs: DEFERRED_MS };
   // RFC 5321 §5.1: without MX the domain itself is its MX.
-  if (mx.kind === 'none') return viaMx([{ exchange: domain, preference: 0 }], FAILED_MS, true, context, on);
+  const onTo: Reach = { ...on, ...(policy !== undefined && { policy }) };
+  if (mx.kind === 'none') return viaMx([{ exchange: domain, preference: 0 }], FAILED_MS, true, context, onTo);
   // RFC 7505 §3
   if (mx.records.some((r) => isNull(r.exchange))) {
     if (mx.records.length === 1) return { route: { ...failed('bad-domain', '5.1.10', 'the domain takes no mail (null MX)'), deadAddress: true }, ttlMs: mx.ttlSeconds * 1_000 };
-    return viaMx(mx.records.filter((r) => !isNull(r.exchange)), mx.ttlSeconds * 1_000, false, context, { ...on, secure: mx.authentic });
+    return viaMx(mx.records.filter((r) => !isNull(r.exchange)), mx.ttlSeconds * 1_000, false, context, { ...onTo, secure: mx.authentic });
   }
-  return viaMx(mx.records, mx.ttlSeconds * 1_000, false, context, { ...on, secure: mx.authentic });
+  return viaMx(mx.records, mx.ttlSeconds * 1_000, false, context, { ...onTo, secure: mx.authentic });
 }
 
 // A wrong failure is corrected within minutes, a resolver's bad moment within half of one.
@@ -76,6 +82,7 @@ interface Reach {
   readonly allowed: (address: string) => boolean;
   /** The MX records are vouched for by DNSSEC: only then may TLSA records of the hosts speak (RFC 7672 §2.2). */
   readonly secure?: boolean;
+  readonly policy?: StsPolicy;
 }
 
 const PUBLIC: Reach = { port: 25, allowed: isPublicAddress };
@@ -91,7 +98,11 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
   const own = all.find((h) => h.name === canonical(context.hostname));
   const usable = own === undefined ? all : all.filter((h) => h.preference < own.preference);
   if (usable.length === 0) return { route: failed('routing', '5.4.6', 'the best MX of the domain is this host'), ttlMs };
-  const wanted = orderHosts(usable).slice(0, HOSTS);
+  const enforced = on.policy?.mode === 'enforce' ? on.policy : undefined;
+  // RFC 8461 §5.1: under a policy other hosts get nothing, whatever DNS says.
+  const named = enforced === undefined ? usable : usable.filter(({ name }) => isInPolicy(enforced, name));
+  if (named.length === 0) return { route: deferred('tls', 'no MX host is in the MTA-STS policy of the domain (RFC 8461)'), ttlMs: DEFERRED_MS };
+  const wanted = orderHosts(named).slice(0, HOSTS);
   const answers = await Promise.all(wanted.map((h) => (isIP(h.name) === 0 ? context.resolver.addresses(h.name) : Promise.resolve({ kind: 'none' as const }))));
   const hosts: TargetHost[] = [];
   const promises = await Promise.all(wanted.map((host, i) => tlsaOf(host.name, answers[i], context.resolver, on)));
@@ -107,7 +118,7 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
     const tlsa = promises[i];
     // RFC 7672 §2.2: whether a promise is there cannot be told, so the host is not used.
     if (tlsa === 'failed') unpromised = true;
-    else if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port, ...(tlsa !== undefined && { tlsa }) });
+    else if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port, ...(tlsa !== undefined && { tlsa }), ...(enforced !== undefined && { sts: true as const }) });
     ttlMs = Math.min(ttlMs, answer.ttlSeconds * 1_000);
   }
   if (hosts.length > 0) {

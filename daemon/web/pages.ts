@@ -4,6 +4,7 @@
 // unknown, forged or foreign is one constant 404; a bug is a 500, logged and counted, never a crash.
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Listen, Settings } from '../settings/index.ts';
+import { mtaStsPolicy } from '../sign/index.ts';
 import type { PairFiles } from './certificates.ts';
 import { Hits } from './hits.ts';
 import { listen } from './listen.ts';
@@ -109,7 +110,15 @@ function documentAt(options: PagesOptions, room: string, name: string, host: str
     // RFC 9116 §2.5.3, RFC 9116 §2.5.5
     return `Contact: mailto:${contactOf(options, host.toLowerCase())}\nExpires: ${expires}\nPreferred-Languages: en\n`;
   }
+  // RFC 8461 §3.3: for the domains of our reverse-paths, whose MX we are.
+  if (room === '.well-known' && name === 'mta-sts.txt' && returnsTo(options, host.toLowerCase())) return mtaStsPolicy(options.settings().server.hostname).text;
   return undefined;
+}
+
+/** Is this the policy host of a reverse-path's domain of ours? */
+function returnsTo({ settings }: PagesOptions, host: string): boolean {
+  const name = host.replace(/:\d+$/, '');
+  return name.startsWith('mta-sts.') && [...settings().tenants.values()].some(({ domains }) => domains.some(({ returnPath }) => name === `mta-sts.${returnPath}`));
 }
 
 /** The contact of the tenant whose pages stand under this host name, else the postmaster of ours. */

@@ -16,6 +16,8 @@ export interface MxScript {
   readonly name?: string;
   /** Offers STARTTLS. */
   readonly tls?: boolean;
+  /** With this pair in place of testCertificate()'s. */
+  readonly certificate?: { readonly key: Buffer; readonly cert: Buffer };
   /** Answers STARTTLS with 220 and then garbage instead of a handshake. */
   readonly brokenTls?: boolean;
 }
@@ -131,7 +133,7 @@ function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; l
   };
   const upgrade = (): void => {
     plain.removeAllListeners('data');
-    const tls = new TLSSocket(plain, { isServer: true, secureContext: createSecureContext(testCertificate()) });
+    const tls = new TLSSocket(plain, { isServer: true, secureContext: createSecureContext(mx.script.certificate ?? testCertificate()) });
     tls.on('error', () => undefined);
     socket = tls;
     secure = true;

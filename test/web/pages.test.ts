@@ -27,7 +27,7 @@ const log = { debug() {}, info() {}, warn() {}, error() {} };
 const contact = { name: 'Acme <b>& Co', email: 'privacy@acme.example', postal: 'Road 1, Town', url: 'https://acme.example' };
 const policy = { version: '1', hash: HASH, text: 'We mail those who said yes. Grüße', effectiveAt: 0, purposes: ['newsletter'], tracking: { opens: 'individual', clicks: 'individual' } };
 const stream = { id: 'news', purpose: 'newsletter', class: 'marketing', consentRequired: true };
-const acme = { id: 'acme', contact, policies: [policy], domains: [{ pages: 'https://news.acme.example' }], streams: new Map([['news', stream]]) };
+const acme = { id: 'acme', contact, policies: [policy], domains: [{ pages: 'https://news.acme.example', returnPath: 'bounce.acme.example' }], streams: new Map([['news', stream]]) };
 
 function settingsOf(listeners: Partial<Settings['server']['listeners']>, tls = { certificateFile: '', keyFile: '' }): Settings {
   return { server: { hostname: 'mx.postern.example', tls, listeners: { pages: [{ host: '127.0.0.1', port: 0 }], pagesTls: false, ...listeners } }, tenants: new Map([['acme', acme]]) } as unknown as Settings;
@@ -319,6 +319,8 @@ t.test('documents', async (t) => {
   const security = await ask(world, 'GET', '/.well-known/security.txt');
   t.match(security.body.toString(), /^Contact: mailto:postmaster@mx\.postern\.example\nExpires: \d{4}-.*Z\n/);
   t.match((await ask(world, 'GET', '/.well-known/security.txt', '', { Host: 'NEWS.acme.example' })).body.toString(), /privacy@acme\.example/);
+  t.match((await ask(world, 'GET', '/.well-known/mta-sts.txt', '', { Host: 'mta-sts.bounce.acme.example' })).body.toString(), /^version: STSv1\r\nmode: enforce\r\nmx: mx\.postern\.example\r\n/, 'who sends us bounces');
+  t.equal((await ask(world, 'GET', '/.well-known/mta-sts.txt', '', { Host: 'mta-sts.evil.example' })).status, 404);
 });
 
 t.test('listeners: a taken port is named, TLS is served and renewed', async (t) => {

@@ -1,0 +1,160 @@
+// MTA-STS (RFC 8461): the page as a hostile or clumsy web server may serve it, how long it holds, which hosts it
+// lets take the mail, and that a host which cannot prove itself gets nothing.
+import { execFileSync } from 'node:child_process';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { createServer, type Server, type ServerOptions } from 'node:https';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import { getCACertificates, setDefaultCACertificates } from 'node:tls';
+import t from 'tap';
+import { openDeliverer, resolveRoute, type HostsRoute } from '../../daemon/deliver/index.ts';
+import { MtaSts, isInPolicy, parsePolicy, type StsPolicy } from '../../daemon/deliver/mta-sts.ts';
+import type { Answer, MxRecord, Resolver } from '../../daemon/dns/index.ts';
+import type { Outcome, Signed } from '../../daemon/mail/index.ts';
+import { Metrics, systemClock, type Clock } from '../../daemon/runtime/index.ts';
+import { shippedBounces, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
+import { startMx, type MxScript } from '../lib/mx.ts';
+
+t.setTimeout(60_000);
+const dir = t.testdir();
+const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
+const openssl = (...args: readonly string[]): void => void execFileSync('openssl', args, { stdio: 'ignore', cwd: dir });
+const EC = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
+openssl('req', '-x509', ...EC, '-days', '2', '-subj', '/CN=Test CA', '-keyout', 'ca.key', '-out', 'ca.pem');
+const ca = readFileSync(join(dir, 'ca.pem'));
+function pair(name: string): { readonly key: Buffer; readonly cert: Buffer } {
+  writeFileSync(join(dir, 'ext'), `subjectAltName=DNS:${name}\n`);
+  openssl('req', ...EC, '-subj', '/CN=x', '-keyout', `${name}.key`, '-out', `${name}.csr`);
+  openssl('x509', '-req', '-in', `${name}.csr`, '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '1', '-extfile', 'ext', '-out', `${name}.pem`);
+  return { key: readFileSync(join(dir, `${name}.key`)), cert: readFileSync(join(dir, `${name}.pem`)) };
+}
+
+const found = <T>(...records: readonly T[]): Answer<T> => ({ kind: 'found', records, ttlSeconds: 60, authentic: false });
+const NONE = { kind: 'none' } as const;
+const POLICY = 'version: STSv1\r\nmode: enforce\r\nmx: mx1.x.example\r\nmx: *.backup.example\r\nmax_age: 1000\r\n';
+
+interface World {
+  readonly sts: MtaSts;
+  readonly now: { ms: number };
+  /** What the web server answers, and what DNS says. */
+  readonly says: { page: (response: ServerResponse, request: IncomingMessage) => void; txt: Answer<string>; address: Answer<string> };
+  asked(): number;
+}
+
+async function open(certificate: ServerOptions): Promise<World & { close(): Promise<void> }> {
+  const now = { ms: 1_000_000 };
+  let asked = 0;
+  const says: World['says'] = { page: (response) => void response.writeHead(200, { 'Content-Type': 'text/plain' }).end(POLICY), txt: found('v=STSv1; id=1;'), address: found('127.0.0.1') };
+  const server: Server = createServer(certificate, (request, response) => {
+    asked++;
+    says.page(response, request);
+  });
+  await new Promise<void>((ready) => server.listen(0, '127.0.0.1', ready));
+  const clock: Clock = { now: () => now.ms, after: () => () => undefined };
+  const resolver = { txt: async () => says.txt, addresses: async () => says.address };
+  const sts = new MtaSts({ resolver, clock, log: quiet, allowed: (address) => address === '127.0.0.1', port: (server.address() as AddressInfo).port, ca });
+  return { sts, now, says, asked: () => asked, close: () => new Promise((done) => { server.closeAllConnections(); server.close(() => done()); }) };
+}
+
+t.test('a policy is fetched once for an id, and holds for its time whatever becomes of record and page', async (t) => {
+  const world = await open(pair('mta-sts.x.example'));
+  t.teardown(() => world.close());
+  const { sts, says, now } = world;
+  t.match(await sts.policyFor('x.example'), { mode: 'enforce', mx: ['mx1.x.example', '*.backup.example'], maxAgeMs: 1_000_000 });
+  await sts.policyFor('x.example');
+  t.equal(world.asked(), 1);
+  says.txt = NONE;
+  t.match(await sts.policyFor('x.example'), { mode: 'enforce' }, 'the record is gone: who takes it away wins nothing');
+  says.txt = { kind: 'failed', reason: 'SERVFAIL' };
+  t.match(await sts.policyFor('x.example'), { mode: 'enforce' });
+  says.txt = found('v=STSv1; id=2');
+  says.page = (response) => void response.writeHead(500).end();
+  t.match(await sts.policyFor('x.example'), { mode: 'enforce' }, 'the new page does not come: the old policy holds');
+  await sts.policyFor('x.example');
+  t.equal(world.asked(), 2, 'and is not asked for again at once');
+  now.ms += 301_000;
+  says.page = (response) => void response.writeHead(200, { 'Content-Type': 'text/plain; charset=utf-8' }).end(POLICY.replace('enforce', 'testing'));
+  t.match(await sts.policyFor('x.example'), { mode: 'testing' });
+  now.ms += 1_001_000;
+  says.txt = NONE;
+  t.equal(await sts.policyFor('x.example'), undefined, 'after its time nothing holds');
+});
+
+t.test('a page that is none, and a host that is none', async (t) => {
+  const world = await open(pair('mta-sts.x.example'));
+  t.teardown(() => world.close());
+  const { sts, says } = world;
+  const good = (text: string) => (response: ServerResponse): void => void response.writeHead(200, { 'Content-Type': 'text/plain' }).end(text);
+  for (const [name, page] of [
+    ['a redirect', (response) => void response.writeHead(301, { Location: 'https://mta-sts.x.example/.well-known/other', 'Content-Type': 'text/plain' }).end()],
+    ['HTML', (response) => void response.writeHead(200, { 'Content-Type': 'text/html' }).end(POLICY)], ['404', (response) => void response.writeHead(404, { 'Content-Type': 'text/plain' }).end(POLICY)],
+    ['endless', (response) => void response.writeHead(200, { 'Content-Type': 'text/plain' }).end('x'.repeat(200_000))], ['cut off', (response) => { response.writeHead(200, { 'Content-Type': 'text/plain', 'Content-Length': '999' }); response.write(POLICY); response.destroy(); }],
+    ['no version', good(POLICY.replace('STSv1', 'STSv2'))], ['no mode', good(POLICY.replace('enforce', 'maybe'))], ['no age', good(POLICY.replace('1000', 'soon'))], ['no host', good('version: STSv1\nmode: enforce\nmax_age: 9\n')],
+  ] as readonly (readonly [string, World['says']['page']])[]) {
+    const fresh = await open(pair('mta-sts.x.example'));
+    fresh.says.page = page;
+    t.equal(await fresh.sts.policyFor('x.example'), undefined, name);
+    t.equal(fresh.asked(), 1, name);
+    await fresh.close();
+  }
+  for (const [name, txt] of [['no record', NONE], ['two records', found('v=STSv1; id=1', 'v=STSv1; id=2')], ['no id', found('v=STSv1;')], ['another record', found('v=spf1 -all')], ['an id too long', found(`v=STSv1; id=${'1'.repeat(33)}`)]] as const) {
+    says.txt = txt;
+    t.equal(await sts.policyFor('x.example'), undefined, name);
+  }
+  t.equal(world.asked(), 0, 'without a record nobody is asked');
+  says.txt = found('v=STSv1; id=1');
+  for (const address of [NONE, found('10.0.0.1'), { kind: 'failed', reason: 'x' }] as const) {
+    const fresh = await open(pair('mta-sts.x.example'));
+    fresh.says.address = address;
+    t.equal(await fresh.sts.policyFor('x.example'), undefined, 'no address that may be asked');
+    await fresh.close();
+  }
+  const misnamed = await open(pair('mta-sts.y.example'));
+  t.equal(await misnamed.sts.policyFor('x.example'), undefined, 'a certificate of somebody else');
+  await misnamed.close();
+  t.match(parsePolicy('version: STSv1\nmode: none\nmax_age: 99999999999\nmode: enforce\n'.replace('99999999999', '9999999999')), { mode: 'none', maxAgeMs: 31_557_600_000 }, 'at most a year; the first of a name counts');
+});
+
+t.test('which hosts may take the mail', async (t) => {
+  const policy: StsPolicy = { mode: 'enforce', mx: ['mx1.x.example', '*.backup.example'], maxAgeMs: 1 };
+  for (const [host, isIn] of [['mx1.x.example', true], ['a.backup.example', true], ['mx2.x.example', false], ['backup.example', false], ['a.b.backup.example', false], ['mx1.x.example.evil.example', false], ['evilbackup.example', false]] as const) t.equal(isInPolicy(policy, host), isIn, host);
+  const route = async (mode: StsPolicy['mode'], hosts: readonly string[]): Promise<unknown> => (await resolveRoute('x.example', {
+    resolver: { mx: async () => found<MxRecord>(...hosts.map((exchange, preference) => ({ exchange, preference }))), addresses: async () => found('192.5.6.30'), txt: async () => NONE, tlsa: async () => NONE, close: () => undefined } as unknown as Resolver,
+    shaping: { defaults: { tls: 'opportunistic' }, providers: [], routes: [], egress: [] } as unknown as Shaping, sandbox: false, hostname: 'relay.example', sts: { policyFor: async () => ({ ...policy, mode }) },
+  })).route;
+  t.match(await route('enforce', ['mx1.x.example', 'mx.evil.example']), { kind: 'hosts', hosts: { length: 1, 0: { name: 'mx1.x.example', sts: true } } });
+  t.match(await route('enforce', ['mx.evil.example']), { kind: 'deferred', class: 'tls', reason: /MTA-STS/ }, 'forged MX records lead nowhere');
+  t.match(await route('testing', ['mx.evil.example']), { kind: 'hosts', hosts: { length: 1, 0: { name: 'mx.evil.example', sts: undefined } } }, 'testing changes nothing');
+});
+
+t.test('a host proves itself or gets nothing', async (t) => {
+  const LIMITS = { connections: 5, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 10, tls: 'opportunistic', idleMs: 1_000 } as unknown as LaneLimits;
+  const settings = { hash: 'h', bounces: shippedBounces(), server: { hostname: 'relay.example' }, shaping: { defaults: LIMITS, providers: [], routes: [], egress: [], tenants: [] } } as unknown as Settings;
+  const letter = {
+    id: 'm', index: 0, returnPath: 'v@b.example', head: Buffer.from('Subject: x\r\n\r\n'), body: [Buffer.from('secret')],
+    message: { receivedAt: Date.now(), envelope: { mailFrom: 'a@b.example', smtpUtf8: false, body: '8BITMIME' } }, recipient: { wire: 'p@x.example', domain: 'x.example' },
+  } as unknown as Signed;
+  const attempt = async (script: MxScript, name: string): Promise<{ readonly outcome: Outcome; readonly said: readonly string[] }> => {
+    const mx = await startMx(script);
+    const deliverer = openDeliverer({ settings: () => settings, resolver: {} as Resolver, clock: systemClock, log: quiet, metrics: new Metrics(), timeouts: { connectMs: 500, tlsMs: 500, greetMs: 500, quitMs: 100 }, limits: () => LIMITS });
+    const route: HostsRoute = { kind: 'hosts', site: 's', provider: '', label: 'other', tls: 'opportunistic', viaRoute: false, hosts: [{ name, addresses: [mx.host], port: mx.port, preference: 0, sts: true }] };
+    try {
+      return { outcome: await deliverer.attempt(letter, route, { egress: '' }), said: mx.lines.filter((line) => /^(?:MAIL|RCPT|DATA)/.test(line)) };
+    } finally {
+      deliverer.close();
+      await mx.close();
+    }
+  };
+  for (const [name, script] of [['a certificate nobody vouches for', { tls: true }], ['STARTTLS stripped', {}], ['garbage for a handshake', { brokenTls: true }], ['STARTTLS refused', { tls: true, answers: { starttls: '454 4.7.0 no' } }]] as const) {
+    const { outcome, said } = await attempt(script, 'mx1.x.example');
+    t.match(outcome, { kind: 'deferred', phase: 'tls' }, name);
+    t.same(said, [], `${name}: not a word`);
+  }
+  const before = getCACertificates('default');
+  t.teardown(() => setDefaultCACertificates(before));
+  setDefaultCACertificates([...before, ca.toString()]);
+  const certificate = pair('mx1.x.example');
+  t.match((await attempt({ tls: true, certificate }, 'mx1.x.example')).outcome, { kind: 'delivered', tls: / MTA-STS$/ });
+  t.match((await attempt({ tls: true, certificate }, 'mx2.x.example')).outcome, { kind: 'deferred', phase: 'tls' }, 'another host\'s');
+});
