@@ -171,7 +171,7 @@ function sectionsOf(prose: string, failed: readonly string[]): readonly Section[
 }
 
 // "192.0.2.1 said: 550", "host x: 550-5.1.1", "[554 5.4.6", "ResponseCode 421", "<<< 550"
-const CODE = /(?:^|[\s:<>"([#])([45]\d\d)(?=[\s:,-]|$)[\s:,-]*(?:\1[\s-]+)?#?([45]\.\d{1,3}\.\d{1,3})?(?!\d)/;
+const CODE = /(?:^|[\s:;<>"([#])([45]\d\d)(?=[\s:,-]|$)[\s:,-]*(?:\1[\s-]+)?#?([45]\.\d{1,3}\.\d{1,3})?(?!\d)/;
 const STATUS = /(?:^|[\s(#[:;])([245]\.\d{1,3}\.\d{1,3})(?![\d.])/;
 
 function codesOf(text: string): { readonly reply: string; readonly status: string } {
@@ -187,7 +187,7 @@ function phaseOf(words: string): Phase {
   if (command === 'MAIL' || /after mail from|sender was rejected|\[mail_from\]|reply to mail from/i.test(text)) return 'mail';
   if (command === 'DATA' || /end of data|after i sent the message|final data|reply to (?:the )?(?:end of )?data|text command|smtp command\s+data/i.test(text)) return 'final';
   if (command === 'EHLO' || command === 'HELO' || /initial connection|while connecting|greeting|reply to (?:ehlo|helo)|refused to talk to me/i.test(text)) return 'greet';
-  return command === 'RCPT' || /\brcpt\b|does not like recipient|recipient address rejected|rejected recipient/i.test(text) ? 'rcpt' : 'final';
+  return command === 'RCPT' || /\brcpt\b|does not like recipient|recipient address rejected|rejected recipient|rejected address/i.test(text) ? 'rcpt' : 'final';
 }
 
 /** The meaning of one recipient's words; where they mean nothing, of what stands around them. */
@@ -201,10 +201,10 @@ function judged(rules: BounceRules, address: string, said: string, around: strin
   // Words first, near before far: the reply itself, what stands beside it, all that stands there; then the codes.
   const near = [quoteIn(said), said, quoteIn(around), around].map(asked);
   const found = near.map((one) => rules.classOf(one, 'words')).find((one) => one !== undefined) ?? rules.classOf(asked(said));
-  // What passes (4.x.x) condemns nobody.
+  // What passes (4.x.x) condemns nobody, but for a mailbox that was unknown until its mail was given up.
   const passing = status.startsWith('4') || (status === '' && reply.startsWith('4'));
   const known = passing && found.id === 'bad-domain' ? rules.named('dns') : found;
-  return { address, status, reply, class: known.id, reason: known.reason, hard: known.hard && !passing };
+  return { address, status, reply, class: known.id, reason: known.reason, hard: known.hard && !(passing && (known.id !== 'bad-mailbox' || group?.action === 'delayed')) };
 }
 
 /** The reply as it is quoted, from its code on. */

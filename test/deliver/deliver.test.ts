@@ -61,6 +61,14 @@ t.test('classify', async (t) => {
     ['greet', '550 5.1.1 unknown', 'deferred', 'client', false],
     ['rcpt', '421 4.3.2 closing', 'deferred', 'rate', false],
     ['final', '554 5.6.0 broken MIME', 'failed', 'content', false],
+    // Wordings of large receivers and of qmail, Exim: what was blocked is the letter; a domain not in a list is about relaying.
+    ['final', "550 5.7.1 Our system has detected that this message is likely unsolicited mail. To reduce the amount of spam, this message has been blocked.", 'failed', 'spam', false],
+    ['rcpt', '550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient a@x.example not found by SMTP address lookup', 'failed', 'bad-mailbox', true],
+    ['final', '554 delivery error: dd Not a valid recipient - mta.example', 'failed', 'bad-mailbox', true],
+    ['rcpt', "553 sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)", 'failed', 'relaying', false],
+    ['final', "550 5.7.515 Access denied, sending domain x.example doesn't meet the required authentication level.", 'failed', 'auth', false],
+    ['final', '550 Message headers fail syntax check', 'failed', 'noncompliant', false],
+    ['rcpt', '451 Could not complete sender verify callout', 'deferred', 'sender', false],
   ];
   for (const [phase, line, kind, of, dead] of rows) t.same(classify(rules, phase, replyOf(line)), { kind, class: of, deadAddress: dead }, `${phase}: ${line}`);
   for (const phase of ['greet', 'mail', 'rcpt', 'data', 'final'] as const) {
