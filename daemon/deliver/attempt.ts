@@ -14,6 +14,7 @@ import { connectSession, type Connected, type DsnParameters, type Letter, type O
 import { classify, type BounceClass } from './classify.ts';
 import { tlsaFault } from './dane.ts';
 import { MtaSts } from './mta-sts.ts';
+import { TlsMemory } from './tls-memory.ts';
 import { SessionPool } from './pool.ts';
 import { Turnstile } from './turn.ts';
 import { orderHosts, RouteCache, type HostsRoute, type RouteResult, type TargetHost } from './route.ts';
@@ -98,6 +99,7 @@ class Sender {
   readonly #signal: AbortSignal;
   readonly #connecting: Turnstile;
   readonly #sending: Turnstile;
+  readonly #memory: TlsMemory;
   /** Address and port -> until when TLS is not tried. */
   readonly #brokenTls = new Map<string, number>();
 
@@ -107,6 +109,7 @@ class Sender {
     this.#signal = signal;
     this.#connecting = new Turnstile(parts.clock);
     this.#sending = new Turnstile(parts.clock);
+    this.#memory = new TlsMemory(parts.clock);
   }
 
   async attempt(signed: Signed, route: HostsRoute, egressId: string): Promise<Outcome> {
@@ -211,6 +214,11 @@ class Sender {
       return made;
     };
     const connected = await connect(remembered ? 'off' : wanted);
+    const stripped = wanted === 'opportunistic' && !remembered ? this.#memory.fault(where, connected) : '';
+    if (stripped !== '') {
+      if (connected.kind === 'session') connected.session.close();
+      return { kind: 'broken', phase: 'tls', fault: 'tls', reason: stripped };
+    }
     if (connected.kind !== 'broken' || connected.phase !== 'tls' || wanted !== 'opportunistic' || this.#signal.aborted) return connected;
     // RFC 7435 §3: what cannot be encrypted is still mailed, where no policy forbids it.
     if (this.#brokenTls.size >= BROKEN_TLS_HOSTS) this.#brokenTls.clear();
