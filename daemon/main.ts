@@ -3,7 +3,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { openApi, openObserve, operationsOf, serveControl, watchPolicies, type Desk } from './admin/index.ts';
-import { openDeliverer, type RouteResult } from './deliver/index.ts';
+import { openDeliverer, type Deliverer, type RouteResult } from './deliver/index.ts';
 import { openResolver } from './dns/index.ts';
 import { newEvent, openJournal, type Journal } from './events/index.ts';
 import { openFeedback, openSentCopies } from './feedback/index.ts';
@@ -161,7 +161,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
     started: lanes.started,
     run: (due, lane, route) => observed(pipeline.attempt(due, lane, route), lane, due, lanes.automation, clock.now()),
   });
-  closers.push(() => schedule.stop());
+  closers.push(() => stopSending(schedule, deliverer));
   const feedback = await openFeedback({ settings, keyring, ledger, sent, clock, log, metrics, record: (event) => journal.record(event) });
   closers.push(() => feedback.close());
   const pages = await openPages({ settings, keyring, ledger, clock, log, metrics, record: (event, sealed) => journal.record(event, sealed) });
@@ -175,7 +175,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => observe.close());
   const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
   closers.push(() => submission.drain());
-  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), automation: lanes.automation, expel: (tenant) => submission.expel(tenant) };
+  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), automation: lanes.automation, waits: deliverer.waits, expel: (tenant) => submission.expel(tenant) };
   const reload = async (): Promise<unknown> => {
     await notify('RELOADING=1');
     const result = await live.reload();
@@ -253,6 +253,13 @@ async function observed(attempt: ReturnType<Pipeline['attempt']>, lane: LaneName
   const ended = await attempt;
   automation.observe(lane, due.message.origin.tenant, ended.outcome, beganAt);
   return ended;
+}
+
+/** Nothing more is begun, and what waits for leave is given up: a rate may be one an hour, and no stop waits for that. */
+function stopSending(schedule: Schedule<RouteResult>, deliverer: Deliverer): Promise<void> {
+  const stopped = schedule.stop();
+  deliverer.giveUpWaiting?.();
+  return stopped;
 }
 
 function every(ms: number, run: () => void, closers: (() => void)[]): void {

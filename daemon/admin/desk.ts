@@ -5,7 +5,7 @@ import { newEvent, type EventKind, type Journal } from '../events/index.ts';
 import type { Ledger } from '../ledger/index.ts';
 import type { AddressHashes } from '../mail/index.ts';
 import type { Clock, Keyring } from '../runtime/index.ts';
-import type { RouteResult } from '../deliver/index.ts';
+import type { Deliverer, RouteResult } from '../deliver/index.ts';
 import type { Automation, LaneView } from '../schedule/index.ts';
 import type { Settings, Tenant } from '../settings/index.ts';
 import type { Spool } from '../spool/index.ts';
@@ -24,6 +24,8 @@ export interface Desk {
   readonly lanes: () => readonly LaneView[];
   /** What receivers' replies have brought about; absent when no daemon runs. */
   readonly automation?: Pick<Automation, 'list' | 'lift'>;
+  /** Until when attempts of a lane wait for leave to connect or to send; absent when no daemon runs. */
+  readonly waits?: Deliverer['waits'];
   /** Where a domain's mail goes, as the daemon remembers it; absent when none runs. */
   readonly route?: (domain: string) => Promise<RouteResult>;
 }

@@ -159,7 +159,14 @@ async function showHolds(desk: Desk, params: Params): Promise<ShownHolds> {
     if (held !== undefined && (held.until === 0 || held.until > now)) return [{ lane, what: held.by, since: held.since, until: held.until }];
     return pausedUntil > now ? [{ lane, what: pausedFor, since: 0, until: pausedUntil }] : [];
   });
-  return { domain, site: route.site, lanes, holds: [...holds, ...resting], ...queue };
+  const waits = lanes.flatMap(({ lane }): Hold[] => {
+    const { connecting, sending } = desk.waits?.(lane) ?? { connecting: 0, sending: 0 };
+    return [
+      ...(connecting > now ? [{ lane, what: 'attempts wait for leave to connect (connection_rate)', since: 0, until: connecting }] : []),
+      ...(sending > now ? [{ lane, what: 'attempts wait for leave to send (message_rate)', since: 0, until: sending }] : []),
+    ];
+  });
+  return { domain, site: route.site, lanes, holds: [...holds, ...waits, ...resting], ...queue };
 }
 
 /** `shaping show` for people. */

@@ -24,6 +24,10 @@ export interface Deliverer {
   siteOf(domain: string): Promise<RouteResult>;
   /** `egress`: an id of shaping.yaml. Throws only on bugs. */
   attempt(signed: Signed, route: HostsRoute, lane: { readonly egress: string }): Promise<Outcome>;
+  /** Until when an attempt of a lane waits for leave to connect or to send, ms since the epoch; 0: none does. */
+  readonly waits?: (lane: string) => { readonly connecting: number; readonly sending: number };
+  /** Attempts that wait for leave to connect or to send settle as deferred, now; what is under way goes on. */
+  readonly giveUpWaiting?: () => void;
   /** Says goodbye on idle sessions. */
   closeIdle(): Promise<void>;
   /** Ends every session; running attempts settle as deferred. */
@@ -48,6 +52,8 @@ const BEGIN_WITHIN_MS = 300_000;
 // A broken certificate set-up is repaired within hours; in between, no handshake is wasted on it.
 const BROKEN_TLS_MS = 3 * 3_600_000;
 const BROKEN_TLS_HOSTS = 10_000;
+
+const STOPPING = { fault: 'closed', reason: 'postern is stopping' } as const;
 
 interface Target {
   readonly host: TargetHost;
@@ -78,13 +84,16 @@ export function openDeliverer(parts: DelivererParts): Deliverer {
   const pool = new SessionPool(parts.clock, (label, change) => parts.metrics.connections.inc({ lane: label }, change));
   const sts = new MtaSts({ resolver: parts.resolver, clock: parts.clock, log: parts.log, allowed: isPublicAddress });
   const stop = new AbortController();
-  const sender = new Sender(parts, pool, stop.signal);
+  const leave = new AbortController();
+  const sender = new Sender(parts, pool, stop.signal, AbortSignal.any([stop.signal, leave.signal]));
   return {
     siteOf(domain) {
       const { hash, shaping, server } = parts.settings();
       return routes.get(domain, hash, () => ({ resolver: parts.resolver, shaping, sandbox: server.sandbox, hostname: server.hostname, ...(server.sandbox ? {} : { sts }) }));
     },
     attempt: (signed, route, lane) => sender.attempt(signed, route, lane.egress),
+    waits: (lane) => sender.waits(lane),
+    giveUpWaiting: () => leave.abort(),
     closeIdle: () => pool.closeIdle(),
     close() {
       stop.abort();
@@ -97,13 +106,16 @@ class Sender {
   readonly #parts: DelivererParts;
   readonly #pool: SessionPool;
   readonly #signal: AbortSignal;
+  /** Nobody waits for leave any more. */
+  readonly #leave: AbortSignal;
   readonly #connecting: Turnstile;
   readonly #sending: Turnstile;
   readonly #memory: TlsMemory;
   /** Address and port -> until when TLS is not tried. */
   readonly #brokenTls = new Map<string, number>();
 
-  constructor(parts: DelivererParts, pool: SessionPool, signal: AbortSignal) {
+  constructor(parts: DelivererParts, pool: SessionPool, signal: AbortSignal, leave: AbortSignal) {
+    this.#leave = leave;
     this.#parts = parts;
     this.#pool = pool;
     this.#signal = signal;
@@ -138,11 +150,15 @@ class Sender {
     return { ...outcome, delaysMs: { ...delays, queue: Math.max(0, startedAt - signed.message.receivedAt) } };
   }
 
+  waits(lane: string): { readonly connecting: number; readonly sending: number } {
+    return { connecting: this.#connecting.waitsUntil(lane), sending: this.#sending.waitsUntil(lane) };
+  }
+
   async #first(targets: readonly Target[], lane: Lane, letter: Letter, hash: string): Promise<Outcome> {
     const deadline = this.#parts.clock.now() + BEGIN_WITHIN_MS;
     let last: Outcome | undefined;
     for (const target of this.#warmFirst(targets, lane, hash)) {
-      if (last !== undefined && (this.#parts.clock.now() > deadline || this.#signal.aborted)) break;
+      if (last !== undefined && (this.#parts.clock.now() > deadline || this.#leave.aborted)) break;
       const tried = await this.#target(target, lane, letter, hash);
       if (!tried.next) return tried.outcome;
       last = tried.outcome;
@@ -177,7 +193,11 @@ class Sender {
   async #send(session: OutboundSession, key: string, lane: Lane, letter: Letter): Promise<SendResult & { readonly sendMs: number }> {
     const startedAt = this.#parts.clock.now();
     try {
-      await this.#sending.pass(lane.caps.map(({ key: whose, messageRate }) => ({ key: whose, rate: messageRate })), this.#signal);
+      await this.#sending.pass(lane.caps.map(({ key: whose, messageRate }) => ({ key: whose, rate: messageRate })), this.#leave);
+      if (this.#leave.aborted) {
+        session.close();
+        return { kind: 'broken', phase: 'mail', afterDot: false, ...STOPPING, sendMs: 0 };
+      }
       const result = await session.send(letter);
       return { ...result, sendMs: this.#parts.clock.now() - startedAt };
     } finally {
@@ -193,8 +213,12 @@ class Sender {
     const wanted = (tlsa === undefined && sts === undefined) || lane.tls === 'off' ? lane.tls : 'required';
     const remembered = wanted === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
     const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
-      const place = await this.#pool.place(lane.caps.flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#signal);
-      await this.#connecting.pass(lane.caps.map(({ key, connectionRate }) => ({ key, rate: connectionRate })), this.#signal);
+      const place = await this.#pool.place(lane.caps.flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#leave);
+      await this.#connecting.pass(lane.caps.map(({ key, connectionRate }) => ({ key, rate: connectionRate })), this.#leave);
+      if (this.#leave.aborted) {
+        place.free();
+        return { kind: 'broken', phase: 'connect', ...STOPPING };
+      }
       const made = await connectSession({
         host: target.address,
         port: target.host.port,

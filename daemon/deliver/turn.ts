@@ -18,6 +18,8 @@ export interface Paced {
 /** One for all connections, one for all messages. */
 export class Turnstile {
   readonly #clock: Clock;
+  /** Attempts that wait, by the first key they named, and until when the last of them does. */
+  readonly #waiting = new Map<string, { count: number; until: number }>();
   readonly #paces = new Map<string, { readonly rate: Rate; readonly pace: Pace }>();
 
   constructor(clock: Clock) {
@@ -34,6 +36,8 @@ export class Turnstile {
         for (const pace of paces) pace.take(now);
         return;
       }
+      const [{ key } = { key: '' }] = rates;
+      this.#count(key, 1, now + waitMs);
       await new Promise<void>((resolve) => {
         const done = (): void => {
           cancel();
@@ -43,7 +47,21 @@ export class Turnstile {
         const cancel = this.#clock.after(waitMs, done);
         signal.addEventListener('abort', done);
       });
+      this.#count(key, -1, 0);
     }
+  }
+
+  /** Until when an attempt waits whose rates begin with this key; 0: none does. */
+  waitsUntil(key: string): number {
+    return this.#waiting.get(key)?.until ?? 0;
+  }
+
+  #count(key: string, change: 1 | -1, until: number): void {
+    const known = this.#waiting.get(key) ?? { count: 0, until: 0 };
+    known.count += change;
+    known.until = Math.max(known.until, until);
+    if (known.count === 0) this.#waiting.delete(key);
+    else this.#waiting.set(key, known);
   }
 
   #of(key: string, rate: Rate, now: number): Pace {

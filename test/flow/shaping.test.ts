@@ -78,6 +78,12 @@ t.test('a change of shaping.yaml is felt by what waits already', async (t) => {
   t.equal(why.waiting, 19);
   grounds.edit('shaping.yaml', () => shapingYaml(simulator, 'defaults: { connections: 2, message_rate: unset }'));
   t.ok(await eventually(() => simulator.accepted === 20), 'without a restart');
+  grounds.edit('shaping.yaml', () => shapingYaml(simulator, 'defaults: { connections: 2, connection_rate: 1/min, deliveries_per_connection: 1, message_rate: unset }'));
+  await pause(400);
+  await send(5, 'orange.fr'); // the connections of before count for the new rate
+  const holds = async (): Promise<string[]> => (await grounds.control('shaping.why', { domain: 'orange.fr' }) as { holds: { what: string }[] }).holds.map(({ what }) => what);
+  for (const end = Date.now() + 5_000; !(await holds()).some((what) => what.includes('connection_rate')) && Date.now() < end; await pause(50));
+  t.ok((await holds()).some((what) => what.includes('connection_rate')), 'what attempts wait for inside their place is told too');
 });
 
 t.test('a receiver that says slow down is heard, the lane comes back gently, and a suspension can be lifted', async (t) => {
