@@ -6,6 +6,9 @@ import { join } from 'node:path';
 import { CHECKOUT, makeGrounds, type Grounds } from '../lib/daemon.ts';
 import { startMx, type Mx } from '../lib/mx.ts';
 
+// Each command is a process of its own, some thirty of them.
+t.setTimeout(120_000);
+
 let mx: Mx;
 let grounds: Grounds;
 t.before(async () => {
