@@ -293,12 +293,13 @@ command(root, 'classify <file...>', 'say what mail that came back means: bounces
   .action(run(async (files: string[], options: Common) => {
     // Without a configuration the rules shipped here hold.
     const rules = options.config === undefined ? shippedBounces() : settingsOf(options).bounces;
-    for (const file of files) {
+    // One by one: a file that cannot be read is told of, and the others still have their answers.
+    for (const file of files) await run(async () => {
       for (const raw of messagesIn(readWhole(file))) {
         const found = await readBounce(raw, rules);
         print(options, { file, ...found }, () => `${file}: ${found.kind}\n${table(found.recipients.map((one) => ({ ...one, hard: one.hard ? 'the address is no good' : '' })))}`);
       }
-    }
+    })();
   }));
 
 const keys = group('keys', 'keys of the tokens in recipients\' links');

@@ -38,11 +38,11 @@ const ORIGINAL = new RegExp(`^(?:${[
   'message headers? follow', 'original message:', 'included is a copy', ' *below is a copy', 'return-path:', 'received:', '-{3,} ?forwarded', '-{4,}original', '\\*{3,} *original',
 ].join('|')})`, 'i');
 
-/** The messages of a file: one, or those of an mbox (RFC 4155), with CRLF. */
+/** The messages of a file: one (also of an empty file), or those of an mbox (RFC 4155), with CRLF. */
 export function messagesIn(octets: Buffer): readonly Buffer[] {
   const text = octets.toString('latin1').replaceAll(/\r\n|\r|\n/g, '\r\n');
   const mbox = text.split(/(?:^|\r\n)From \S+ +\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d [^\r]*\r\n/).filter((one) => one.trim() !== '');
-  return mbox.map((one) => Buffer.from(one, 'latin1'));
+  return (mbox.length > 0 ? mbox : ['']).map((one) => Buffer.from(one, 'latin1'));
 }
 
 /** What a message that came back says, by these rules. */

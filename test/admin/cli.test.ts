@@ -100,7 +100,7 @@ const CASES: Readonly<Record<string, Case>> = {
   'consent invite': { bad: [...of('reader'), '--purpose', 'newsletter'], wants: /no letter is sent: no consent for purpose newsletter waits to be confirmed/ },
   'keys rotate': { good: T, says: /seals +[0-9a-f]{8}/, json: /"opens":\["[0-9a-f]{8}",/, bad: ['--tenant', 'x'], wants: /no tenant "x"/ },
   'keys retire': { bad: [...T, '--key', '00000000'], wants: /lead nowhere any more.* say --yes/ },
-  classify: { good: ['BOUNCE'], says: /: bounce\n[^]*userunknown +the address is no good/, json: /^\{"file":[^]*"kind":"bounce","recipients":\[\{"address":"x@example.com","status":"5.1.1","reply":"550","class":"bad-mailbox","reason":"userunknown","hard":true\}\]/, bad: ['/nowhere'], wants: /\/nowhere cannot be read/ },
+  classify: { good: ['BOUNCE'], says: /: bounce\n[^]*userunknown +the address is no good/, json: /^\{"file":[^]*"kind":"bounce","recipients":\[\{"address":"x@example.com","status":"5.1.1","reply":"550","class":"bad-mailbox","reason":"userunknown","hard":true\}\]/, bad: ['/nowhere', '/dev/null'], wants: /\/dev\/null: other[^]*\/nowhere cannot be read/ },
   'suppress add': { good: of('noisy'), says: /manual/, json: /"cause":"manual"/, bad: [...of('noisy'), '--cause', 'x'], wants: /cause: expected one of hard-bounce/ },
   'suppress remove': { good: of('noisy'), says: /lifted +1/, json: /\{"lifted":0\}/, ...missing('--tenant') },
   'suppress list': { good: T, says: /suppressions|\(nothing\)/, json: /^\{"suppressions":/, ...missing('--tenant') },

@@ -72,6 +72,7 @@ t.test('an mbox holds several; whatever the octets are there is an answer, soon'
   const one = `${from}\n<a@x.example>: user unknown\n`;
   t.equal(messagesIn(Buffer.from(`From x Thu Apr 29 23:34:45 2015\n${one}\nFrom y Thu Apr 29 23:34:46 2015\n${one}`)).length, 2);
   t.equal(messagesIn(Buffer.from(one.replaceAll('\n', '\r\n'))).length, 1);
+  t.equal(messagesIn(Buffer.alloc(0)).length, 1, 'an empty file is a message that says nothing');
   const hostile = ['', '\0', `${from}\n${'<a@x.example>:\n'.repeat(20_000)}`, `${from}\n${'a'.repeat(1_000_000)}`, `${from}\n${'@'.repeat(300_000)}`, `${from}\n${'550 '.repeat(200_000)}`, `${from}\n${'mailbox '.repeat(100_000)}`, report(`Final-Recipient: ${'x'.repeat(500_000)}\nAction: failed`), report('Final-Recipient: rfc822;a@x\nAction: failed\n\n'.repeat(5_000)), `${from}\n{"notificationType":${'{'.repeat(100_000)}`];
   for (const text of hostile) {
     const started = performance.now();
