@@ -81,6 +81,21 @@ export function judgeSender({ tenant, credential, mailFrom, facts, explain }: Se
 /** May this person be mailed on this stream, now, and how far may they be tracked? */
 export function judgeRecipient({ tenant, stream, now, facts, profiles, domain, explain }: RecipientQuestion): Verdict {
   const notes = new Notes(explain, tenant.shadow);
+  const ground = groundOf(notes, { tenant, stream, now, facts });
+  if ('answer' in ground) return ground;
+  const { current, consent } = ground;
+  const profile = profiles === undefined ? undefined : profileOf(profiles, tenant, domain ?? '', consent);
+  return judgeConsent(notes, { tenant, stream, now, current, profile }, consent);
+}
+
+interface Standing {
+  readonly current: Policy;
+  /** What the person said of this purpose. */
+  readonly consent: ConsentRecord | undefined;
+}
+
+/** What must hold before what a person said is looked at: an account and a policy in force, and no word against the mail. */
+function groundOf(notes: Notes, { tenant, stream, now, facts }: Pick<RecipientQuestion, 'tenant' | 'stream' | 'now' | 'facts'>): Standing | Verdict {
   if (facts === undefined) return notes.cannotTell('ledger-unavailable');
   notes.pass('ledger-unavailable');
   if (facts.suspension !== undefined) return notes.no('tenant-suspended', '', facts.suspension.id);
@@ -88,16 +103,13 @@ export function judgeRecipient({ tenant, stream, now, facts, profiles, domain, e
   const current = policyInForce(tenant, now, facts.unpublished);
   if (current === undefined) return notes.cannotTell('policy-not-in-force');
   notes.pass('policy-not-in-force', '', '', current.hash);
-  const purpose = stream.purpose;
+  const { purpose } = stream;
   // Every stream has a declared purpose, also one that needs no consent (GDPR Art. 5(1)(b)).
   if (!current.purposes.includes(purpose)) return notes.no('purpose-not-in-policy', purpose, '', current.hash);
   notes.pass('purpose-not-in-policy', purpose, '', current.hash);
   const against = facts.suppressions.find((suppression) => holds(suppression, stream, now));
   if (against !== undefined) return notes.no(`suppressed-${against.cause}`, '', against.id);
-
-  const consent = facts.consent?.purpose === purpose ? facts.consent : undefined;
-  const profile = profiles === undefined ? undefined : profileOf(profiles, tenant, domain ?? '', consent);
-  return judgeConsent(notes, { tenant, stream, now, current, profile }, consent);
+  return { current, consent: facts.consent?.purpose === purpose ? facts.consent : undefined };
 }
 
 // Marketing on another legal basis (soft opt-in) ends with the person's no like any other, and is not for
@@ -207,15 +219,9 @@ export function judgeAttempt({ origin, tenant, stream, ...question }: AttemptQue
 /** May this person be asked to confirm? Only what they, or somebody in their name, has asked for and nothing stands against. */
 export function judgeInvitation({ tenant, stream, now, facts, explain }: RecipientQuestion): Verdict {
   const notes = new Notes(explain);
-  if (facts === undefined) return notes.cannotTell('ledger-unavailable');
-  notes.pass('ledger-unavailable');
-  if (facts.suspension !== undefined) return notes.no('tenant-suspended', '', facts.suspension.id);
-  notes.pass('tenant-suspended');
-  const current = policyInForce(tenant, now, facts.unpublished);
-  if (current === undefined) return notes.cannotTell('policy-not-in-force');
-  const against = facts.suppressions.find((suppression) => holds(suppression, stream, now));
-  if (against !== undefined) return notes.no(`suppressed-${against.cause}`, '', against.id);
-  const { consent } = facts;
+  const ground = groundOf(notes, { tenant, stream, now, facts });
+  if ('answer' in ground) return ground;
+  const { consent } = ground;
   if (consent?.state !== 'pending' || (consent.expiresAt !== undefined && consent.expiresAt <= now)) return notes.no('invitation-not-pending', stream.purpose, consent?.id);
   return notes.yes('invitation', { evidence: consent.id, policy: consent.policyHash, tracking: NO_TRACKING, unsubscribable: false }, stream.purpose);
 }
