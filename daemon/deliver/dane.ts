@@ -11,7 +11,16 @@ const DANE_EE = 3;
 /** RFC 7672 §3.1: usages 0 and 1 are not for SMTP; an unknown selector or digest cannot be checked. */
 export function usableTlsa(records: readonly TlsaRecord[]): readonly TlsaRecord[] {
   return records.filter(({ usage, selector, matchingType, certificate }) => (usage === DANE_TA || usage === DANE_EE) && (selector === 0 || selector === 1)
-    && (matchingType === 0 || (matchingType === 1 && certificate.length === 32) || (matchingType === 2 && certificate.length === 64)));
+    && ((matchingType === 0 && (selector === 1 || isCertificate(certificate))) || (matchingType === 1 && certificate.length === 32) || (matchingType === 2 && certificate.length === 64)));
+}
+
+function isCertificate(octets: Buffer): boolean {
+  try {
+    return new X509Certificate(octets).raw.length > 0;
+  } catch {
+    // A stranger wrote this record: what cannot be read is not usable (RFC 7672 §2.2), and no fault of ours.
+    return false;
+  }
 }
 
 /** '' when the chain (DER, the host's own first) is what a record promises; else why not. `names`: what the host may call itself. */

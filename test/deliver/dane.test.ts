@@ -51,6 +51,7 @@ t.test('which records count, and whether a chain keeps them', async (t) => {
   t.ok(judge([tlsa(3, 1, 1, sha(spki(foreign))), tlsa(3, 1, 1, sha(spki(own)))], [own]), 'one of several is enough: keys are rolled so');
   t.notOk(judge([tlsa(3, 1, 1, sha(spki(own)))], []), 'no certificate');
   t.same(usableTlsa([tlsa(0, 0, 1, sha(own)), tlsa(1, 0, 1, sha(own)), tlsa(3, 2, 1, sha(own)), tlsa(3, 1, 3, sha(own)), tlsa(3, 1, 1, Buffer.alloc(5)), tlsa(3, 1, 2, sha(own))]), [], 'usages 0 and 1, unknown and cut off');
+  for (const usage of [2, 3]) t.same(usableTlsa([tlsa(usage, 0, 0, Buffer.from('junk'))]), [], 'a whole certificate that is none');
 });
 
 t.test('who has made a promise', async (t) => {
