@@ -32,6 +32,7 @@ const FETCH_MS = 15_000;
 // RFC 8461 §3.2: at most a year.
 const MAX_AGE_S = 31_557_600;
 const FAILED_MS = 300_000;
+const DAY_MS = 86_400_000;
 // Two hundred octets each; beyond it the longest unused goes.
 const KEPT = 20_000;
 
@@ -39,12 +40,15 @@ interface Known {
   readonly id: string;
   readonly policy: StsPolicy | undefined;
   readonly until: number;
+  /** From here on it is fetched anew beside the mail, so that who cuts us off at its end gains nothing. */
+  readonly staleAt: number;
 }
 
 export class MtaSts {
   readonly #options: StsOptions;
   readonly #known = new Map<string, Known>();
   readonly #failed = new Map<string, number>();
+  readonly #running = new Map<string, Promise<StsPolicy | undefined>>();
 
   constructor(options: StsOptions) {
     this.#options = options;
@@ -52,21 +56,39 @@ export class MtaSts {
 
   /** The policy that holds for this domain now; undefined: none does. Never rejects. */
   async policyFor(domain: string): Promise<StsPolicy | undefined> {
-    const { resolver, clock, log } = this.#options;
+    const { resolver, clock } = this.#options;
     const kept = this.#known.get(domain);
     const held = kept !== undefined && kept.until > clock.now() ? kept : undefined;
     const id = idIn(await resolver.txt(`_mta-sts.${domain}`));
     // RFC 8461 §5.1: what was promised stays promised, though the record be gone.
-    if (id === undefined || id === held?.id || (this.#failed.get(domain) ?? 0) > clock.now()) return held?.policy;
+    if (id === undefined || (this.#failed.get(domain) ?? 0) > clock.now()) return held?.policy;
+    if (id !== held?.id) return (await this.#renew(domain, id)) ?? held?.policy;
+    // Nobody waits for it, and it does not reject.
+    if (held.staleAt <= clock.now()) void this.#renew(domain, id);
+    return held.policy;
+  }
+
+  /** Fetches the policy and keeps it, once for all who ask meanwhile; undefined when it does not come, which is remembered for a while. */
+  #renew(domain: string, id: string): Promise<StsPolicy | undefined> {
+    const running = this.#running.get(domain);
+    if (running !== undefined) return running;
+    const started = this.#fetchAndKeep(domain, id).finally(() => this.#running.delete(domain));
+    this.#running.set(domain, started);
+    return started;
+  }
+
+  async #fetchAndKeep(domain: string, id: string): Promise<StsPolicy | undefined> {
+    const { clock, log } = this.#options;
     try {
       const policy = parsePolicy(await this.#fetch(domain));
-      this.#keep(domain, { id, policy, until: clock.now() + policy.maxAgeMs });
+      // RFC 8461 §10.2 suggests a fetch a day.
+      this.#keep(domain, { id, policy, until: clock.now() + policy.maxAgeMs, staleAt: clock.now() + Math.min(DAY_MS, policy.maxAgeMs / 2) });
       return policy;
     } catch (error) {
       log.info({ reason: error instanceof Error ? error.message : String(error) }, 'an MTA-STS policy could not be fetched');
       if (this.#failed.size >= KEPT) this.#failed.clear();
       this.#failed.set(domain, clock.now() + FAILED_MS);
-      return held?.policy;
+      return undefined;
     }
   }
 

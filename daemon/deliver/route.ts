@@ -2,6 +2,7 @@
 // rely on: only a route leads to a private or loopback address; in a sandbox only routes lead anywhere; a
 // host list is never empty; a DNS failure is `deferred`, never `failed`. Equal preferences are in random
 // order, drawn anew by orderHosts. RFC 5321 §5, RFC 7505.
+import { createHash } from 'node:crypto';
 import { isIP } from 'node:net';
 import { isPublicAddress, type Answer, type Resolver, type TlsaRecord } from '../dns/index.ts';
 import type { Clock } from '../runtime/index.ts';
@@ -167,9 +168,14 @@ export function orderHosts<Host extends { readonly preference: number }>(hosts: 
     .map(({ host }) => host);
 }
 
+// Ten hosts of usual length.
+const MAX_SITE_CHARS = 512;
+
 function siteName(shaping: Shaping, names: readonly string[]): { readonly site: string; readonly provider: string; readonly label: string } {
   const provider = shaping.providers.find((p) => names.every((name) => p.match.some((m) => (m.startsWith('.') ? name.endsWith(m) : name === m))));
-  const own = [...new Set(names)].sort().join(',');
+  const all = [...new Set(names)].sort().join(',');
+  // A stranger's zone may list thousands: a lane's name stays a name.
+  const own = all.length <= MAX_SITE_CHARS ? all : `${all.slice(0, all.indexOf(','))},+${createHash('sha256').update(all).digest('hex').slice(0, 20)}`;
   if (provider === undefined) return { site: own, provider: '', label: 'other' };
   return { site: provider.sites === 'apart' ? `${provider.id}:${own}` : provider.id, provider: provider.id, label: provider.id };
 }

@@ -171,7 +171,7 @@ export class Channel {
         done();
       });
     });
-    const wrong = this.fault === undefined ? options.fault?.(chainOf(secure)) ?? '' : '';
+    const wrong = this.fault === undefined ? judged(options.fault, chainOf(secure)) : '';
     if (wrong !== '') this.break('tls', wrong);
     return this.fault === undefined ? `${secure.getProtocol() ?? 'TLS'} ${secure.getCipher().name}` : undefined;
   }
@@ -189,6 +189,15 @@ export class Channel {
 
 /** Certificates in DER, the peer's own first -> '' or what is wrong with them. */
 export type CertificateJudge = (chain: readonly Buffer[]) => string;
+
+function judged(fault: CertificateJudge | undefined, chain: readonly Buffer[]): string {
+  try {
+    return fault?.(chain) ?? '';
+  } catch (error) {
+    // A key or certificate of a kind nobody here can read is a stranger's doing, and proves nothing.
+    return `the certificates cannot be judged (${errorWord(error instanceof Error ? error : new Error(String(error)))})`;
+  }
+}
 
 // Real chains have three or four.
 const MAX_CHAIN = 10;

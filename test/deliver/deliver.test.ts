@@ -81,6 +81,15 @@ t.test('classify', async (t) => {
   }
 });
 
+t.test('ten thousand MX records: ten hosts, and a name that is one', async (t) => {
+  const mx = Array.from({ length: 10_000 }, (_, n): [number, string] => [n, `mx${String(n).padStart(5, '0')}.many.example`]);
+  const zone: Zone = { 'many.example': { mx }, 'fewer.example': { mx: mx.slice(1) }, ...Object.fromEntries(mx.map(([, host]) => [host, { a: ['192.5.6.30'] }])) };
+  const route = async (domain: string): Promise<RouteResult> => (await resolveRoute(domain, { resolver: resolverOf(zone), shaping: shapingOf(), sandbox: false, hostname: 'postern.example' })).route;
+  const [many, fewer] = [await route('many.example'), await route('fewer.example')];
+  t.match([many, fewer], [{ kind: 'hosts', hosts: { length: 10 }, site: /^mx00000\.many\.example,\+[0-9a-f]{20}$/ }, { kind: 'hosts' }]);
+  t.not(many.kind === 'hosts' && many.site, fewer.kind === 'hosts' && fewer.site, 'another set, another site');
+});
+
 t.test('routes', async (t) => {
   const zone: Zone = {
     'two.example': { mx: [[20, 'b.host.example'], [10, 'A.host.example.']] }, 'a.host.example': { a: ['192.0.2.1', '198.41.0.4'] }, 'b.host.example': { a: ['8.8.8.8'] },

@@ -14,6 +14,7 @@ import type { Answer, MxRecord, Resolver } from '../../daemon/dns/index.ts';
 import type { Outcome, Signed } from '../../daemon/mail/index.ts';
 import { Metrics, systemClock, type Clock } from '../../daemon/runtime/index.ts';
 import { shippedBounces, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
+import { eventually } from '../lib/daemon.ts';
 import { startMx, type MxScript } from '../lib/mx.ts';
 
 t.setTimeout(60_000);
@@ -61,6 +62,7 @@ t.test('a policy is fetched once for an id, and holds for its time whatever beco
   const world = await open(pair('mta-sts.x.example'));
   t.teardown(() => world.close());
   const { sts, says, now } = world;
+  t.same((await Promise.all([1, 2, 3].map(() => sts.policyFor('x.example')))).map((policy) => policy?.mode), ['enforce', 'enforce', 'enforce'], 'who asks meanwhile waits for the same page');
   t.match(await sts.policyFor('x.example'), { mode: 'enforce', mx: ['mx1.x.example', '*.backup.example'], maxAgeMs: 1_000_000 });
   await sts.policyFor('x.example');
   t.equal(world.asked(), 1);
@@ -76,8 +78,15 @@ t.test('a policy is fetched once for an id, and holds for its time whatever beco
   now.ms += 301_000;
   says.page = (response) => void response.writeHead(200, { 'Content-Type': 'text/plain; charset=utf-8' }).end(POLICY.replace('enforce', 'testing'));
   t.match(await sts.policyFor('x.example'), { mode: 'testing' });
-  now.ms += 1_001_000;
+  now.ms += 501_000;
+  says.page = (response) => void response.writeHead(200, { 'Content-Type': 'text/plain' }).end(POLICY.replace('max_age: 1000', 'max_age: 2000'));
+  t.match(await sts.policyFor('x.example'), { mode: 'testing' }, 'past half its time it is fetched anew, beside the mail');
+  t.ok(await eventually(() => world.asked() === 4));
+  await new Promise((done) => setTimeout(done, 50));
+  now.ms += 600_000;
   says.txt = NONE;
+  t.match(await sts.policyFor('x.example'), { mode: 'enforce', maxAgeMs: 2_000_000 }, 'so that who cuts us off at its end gains nothing');
+  now.ms += 1_500_000;
   t.equal(await sts.policyFor('x.example'), undefined, 'after its time nothing holds');
 });
 
