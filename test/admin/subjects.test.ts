@@ -65,13 +65,15 @@ t.test('all that is held of a person, and of nobody else', async (t) => {
 t.test('forgotten while mail waits, under another spelling as well', async (t) => {
   const [own, tagged, other] = [await waiting('ann@gmail.com'), await waiting('ann+shop@gmail.com'), await waiting('bea@gmail.com')];
   const [before] = (await subject('ann@gmail.com')).consents;
-  const lines = mx.lines.length;
+  // Of them alone: the notices that their mail was dropped go the same way.
+  const named = (): number => mx.lines.filter((line) => line.startsWith('RCPT TO:<ann')).length;
+  const tries = named();
   await t.rejects(grounds.control('subject.erase', who('ann@gmail.com')), { code: 'E_CONTROL', message: /for good; `postern subject export` first .* --yes/ });
   t.match(await grounds.control('subject.erase', who('ann@gmail.com', { yes: true })), {
     destroyed: { consent_records: Number, evidence: true }, waiting_mail_due: 2, remains: [/^a suppression of cause erasure/, /nobody can open/, /held/, /pseudonym/],
   });
   for (const id of [own, tagged]) t.match(await grounds.event(id, ['suppressed', 'delivered', 'failed']), { event: 'suppressed', rule: 'suppressed-erasure' });
-  t.equal(mx.lines.length, lines, 'nobody was connected to');
+  t.equal(named(), tries, 'nobody was connected to for them');
   t.match(await grounds.control('queue.show', { id: other }), { recipients: [{ wire: 'bea@gmail.com', attempts: 1 }] }, 'who is not meant waits on');
   t.match(await subject('ann@gmail.com'), { consents: [], suppressions: [{ cause: 'erasure', scope: 'all' }], waiting: [] });
   await t.rejects(grounds.control('ledger.receipt', { tenant: 'demo', leaf: Number(before?.id) }), { message: /erased/ });
