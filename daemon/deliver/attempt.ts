@@ -210,6 +210,7 @@ class Sender {
     const known = this.#brokenTls.get(where);
     // RFC 7672 §2.2: a promise of the host makes TLS a must. Only an operator who switched TLS off has a say above it.
     const { tlsa, sts } = target.host;
+    const proof = proofOf(target.host);
     const wanted = (tlsa === undefined && sts === undefined) || lane.tls === 'off' ? lane.tls : 'required';
     const remembered = wanted === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
     const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
@@ -223,8 +224,7 @@ class Sender {
         host: target.address,
         port: target.host.port,
         helo: lane.helo,
-        // RFC 8461 §2: MTA-STS does not take the place of DANE where both speak.
-        tls: { mode, servername: target.host.name, ...(sts === true && tlsa === undefined && { rejectUnauthorized: true }), ...(tlsa !== undefined && tlsa.length > 0 && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa, chain, [target.host.name], this.#parts.clock.now()) }) },
+        tls: { mode, servername: target.host.name, ...(proof === 'MTA-STS' && { rejectUnauthorized: true }), ...(proof === 'DANE' && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa ?? [], chain, [target.host.name], this.#parts.clock.now()) }) },
         clock: this.#parts.clock,
         signal: this.#signal,
         ...(lane.localAddress === undefined ? {} : { localAddress: lane.localAddress }),
@@ -262,9 +262,8 @@ class Sender {
   #judge(result: SendResult & { readonly sendMs: number }, target: Target, session: OutboundSession, reused: boolean): Tried {
     const host = target.host.name;
     const delaysMs = { queue: 0, connect: reused ? 0 : session.connectMs, tls: reused ? 0 : session.tlsMs, send: result.sendMs };
-    const { tlsa, sts } = target.host;
-    const by = tlsa !== undefined && tlsa.length > 0 ? ' DANE' : tlsa === undefined && sts === true ? ' MTA-STS' : '';
-    const detail = { host, tls: session.tls === '' ? '' : `${session.tls}${by}`, delaysMs };
+    const proof = proofOf(target.host);
+    const detail = { host, tls: session.tls === '' || proof === '' ? session.tls : `${session.tls} ${proof}`, delaysMs };
     if (result.kind === 'unsendable') {
       return { next: false, outcome: { kind: 'failed', phase: 'mail', class: 'unsupported', status: result.status, reason: `${result.status} ${result.reason}`, deadAddress: false, ...detail } };
     }
@@ -297,7 +296,10 @@ function isStale(result: SendResult): boolean {
 }
 
 /** What a host promises, as part of a session's name: one made under another promise is not used again. */
-const promiseOf = ({ tlsa, sts }: TargetHost): string => tlsa?.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`).join() ?? (sts === true ? 'sts' : 'none');
+const promiseOf = (host: TargetHost): string => [proofOf(host), host.tlsa !== undefined, ...host.tlsa?.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`) ?? []].join();
+
+/** By what the host's certificate is judged. RFC 8461 §2: MTA-STS does not take the place of DANE where both speak. */
+const proofOf = ({ tlsa = [], sts }: TargetHost): 'DANE' | 'MTA-STS' | '' => (tlsa.length > 0 ? 'DANE' : sts === true ? 'MTA-STS' : '');
 
 function targetsOf(route: HostsRoute, localAddress: string | undefined): readonly Target[] {
   const targets: Target[] = [];

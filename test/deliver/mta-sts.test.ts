@@ -8,7 +8,7 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import t from 'tap';
-import { openDeliverer, resolveRoute, type HostsRoute } from '../../daemon/deliver/index.ts';
+import { openDeliverer, resolveRoute, type HostsRoute, type TargetHost } from '../../daemon/deliver/index.ts';
 import { MtaSts, isInPolicy, parsePolicy, type StsPolicy } from '../../daemon/deliver/mta-sts.ts';
 import type { Answer, MxRecord, Resolver } from '../../daemon/dns/index.ts';
 import type { Outcome, Signed } from '../../daemon/mail/index.ts';
@@ -144,10 +144,10 @@ t.test('a host proves itself or gets nothing', async (t) => {
     id: 'm', index: 0, returnPath: 'v@b.example', head: Buffer.from('Subject: x\r\n\r\n'), body: [Buffer.from('secret')],
     message: { receivedAt: Date.now(), envelope: { mailFrom: 'a@b.example', smtpUtf8: false, body: '8BITMIME' } }, recipient: { wire: 'p@x.example', domain: 'x.example' },
   } as unknown as Signed;
-  const attempt = async (script: MxScript, name: string): Promise<{ readonly outcome: Outcome; readonly said: readonly string[] }> => {
+  const attempt = async (script: MxScript, name: string, tlsa?: TargetHost['tlsa']): Promise<{ readonly outcome: Outcome; readonly said: readonly string[] }> => {
     const mx = await startMx(script);
     const deliverer = openDeliverer({ settings: () => settings, resolver: {} as Resolver, clock: systemClock, log: quiet, metrics: new Metrics(), timeouts: { connectMs: 500, tlsMs: 500, greetMs: 500, quitMs: 100 }, limits: () => LIMITS });
-    const route: HostsRoute = { kind: 'hosts', site: 's', provider: '', label: 'other', tls: 'opportunistic', viaRoute: false, hosts: [{ name, addresses: [mx.host], port: mx.port, preference: 0, sts: true }] };
+    const route: HostsRoute = { kind: 'hosts', site: 's', provider: '', label: 'other', tls: 'opportunistic', viaRoute: false, hosts: [{ name, addresses: [mx.host], port: mx.port, preference: 0, sts: true, ...(tlsa && { tlsa }) }] };
     try {
       return { outcome: await deliverer.attempt(letter, route, { egress: '' }), said: mx.lines.filter((line) => /^(?:MAIL|RCPT|DATA)/.test(line)) };
     } finally {
@@ -160,6 +160,9 @@ t.test('a host proves itself or gets nothing', async (t) => {
     t.match(outcome, { kind: 'deferred', phase: 'tls' }, name);
     t.same(said, [], `${name}: not a word`);
   }
+  const { outcome: unusable, said: nothing } = await attempt({ tls: true }, 'mx1.x.example', []);
+  t.match(unusable, { kind: 'deferred', phase: 'tls' }, 'TLSA records of which none can be used leave the policy in force');
+  t.same(nothing, []);
   const before = getCACertificates('default');
   t.teardown(() => setDefaultCACertificates(before));
   setDefaultCACertificates([...before, ca.toString()]);
