@@ -306,8 +306,8 @@ async function tellTenant(house: House, due: Due, outcome: Outcome, action: DsnA
   const now = house.clock.now();
   const id = newId(now);
   const body = await house.spool.body(due.id);
-  // RFC 3461 §4.3: of what did not fail only the header comes back.
-  const full = envelope.ret === 'FULL' && action === 'failed';
+  // RFC 3461 §4.3: of what did not fail only the header comes back; RFC 8689 §5: nor of what may not be read on the way.
+  const full = envelope.ret === 'FULL' && action === 'failed' && envelope.requireTls !== true;
   const original = full ? body : body.subarray(0, plan.bodyStart);
   const raw = await composeDsn({
     reportingMta: house.settings().server.hostname, from: `mailer-daemon@${domain.name}`, to, messageId: id, at: now, arrivedAt: due.message.receivedAt,
@@ -319,7 +319,7 @@ async function tellTenant(house: House, due: Due, outcome: Outcome, action: DsnA
   });
   const address = parseAddress(to);
   const hashes = house.ledger.hashes(origin.tenant, address);
-  const submitted = makeNotice({ id, tenant: origin.tenant, stream: origin.stream, to, raw, at: now });
+  const submitted = makeNotice({ id, tenant: origin.tenant, stream: origin.stream, to, raw, at: now, requireTls: envelope.requireTls === true });
   const refused = await store(house, place, composeFor(house, place, domain, submitted, [{ wire: to, domain: address.domain, hashes, evidence: '' }]));
   if (refused !== undefined) throw new MailError(refused.code === 452 ? 'E_SPOOL_FULL' : 'E_STORE', `the notice could not be stored: ${replyLine(refused)}`);
 }

@@ -4,7 +4,7 @@
 // compose() does not throw whatever the message is, and a part that cannot be edited safely passes
 // untouched and is listed with a reason from a closed list. RFC 6409 §8, RFC 5322 §3.6, RFC 8601 §5.
 import {
-  fieldValue, indexHeader, indexMime,
+  fieldValue, fieldValues, indexHeader, indexMime,
   type Admitted, type Composed, type HeaderField, type HeaderIndex, type Plan, type PlannedPart, type Range,
 } from '../mail/index.ts';
 import type { SendingDomain, Stream } from '../settings/index.ts';
@@ -45,6 +45,7 @@ function planOf({ raw, id, receivedAt, origin, recipients }: Admitted, context: 
     parts: text.parts,
     subscribed: subscribed && marketing,
     ...(subscribed && !marketing ? { keepsUnsubscribe: true } : {}),
+    ...(fieldValues(raw, header, 'tls-required').some((value) => value.toLowerCase() === 'no') ? { tlsOptional: true } : {}),
     ...(recipients.length > 1 ? { shared: true } : {}),
     ...(text.unknown === undefined ? {} : { unknown: text.unknown }),
     untouched: text.untouched,

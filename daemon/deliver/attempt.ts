@@ -3,11 +3,12 @@
 // next only while it is certain that the message was not taken; after the final dot an unknown end is
 // `deferred` (at least once, never silently lost). Under `opportunistic` a failed TLS handshake is followed
 // by the same host in clear, and remembered; under `required` nothing is ever said in clear.
-// RFC 5321 §5.1, RFC 7435.
+// A message that asks for it (REQUIRETLS) goes to hosts that prove themselves and promise the same, and one
+// that says `TLS-Required: No` is not held up by what they promise. RFC 5321 §5.1, RFC 7435, RFC 8689.
 import { isAscii } from 'node:buffer';
 import { isIPv4 } from 'node:net';
 import type { Outcome, Phase, Reply, Signed } from '../mail/index.ts';
-import { isPublicAddress, type Resolver } from '../dns/index.ts';
+import { isPublicAddress, type Resolver, type TlsaRecord } from '../dns/index.ts';
 import type { Clock, Log, Metrics } from '../runtime/index.ts';
 import { laneLimits, sharedLimits, type LaneLimits, type LaneParts, type Settings, type SharedLimit } from '../settings/index.ts';
 import { connectSession, type Connected, type DsnParameters, type Letter, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
@@ -70,6 +71,11 @@ interface Lane {
   readonly tls: LaneLimits['tls'];
   readonly helo: string;
   readonly localAddress: string | undefined;
+}
+
+interface LetterToGo extends Letter {
+  /** RFC 8689 §3: `TLS-Required: No` */
+  readonly tlsOptional: boolean;
 }
 
 /** What one target came to; `next` means that the following host may be tried. */
@@ -154,43 +160,46 @@ class Sender {
     return { connecting: this.#connecting.waitsUntil(lane), sending: this.#sending.waitsUntil(lane) };
   }
 
-  async #first(targets: readonly Target[], lane: Lane, letter: Letter, hash: string): Promise<Outcome> {
+  async #first(targets: readonly Target[], lane: Lane, letter: LetterToGo, hash: string): Promise<Outcome> {
     const deadline = this.#parts.clock.now() + BEGIN_WITHIN_MS;
     let last: Outcome | undefined;
-    for (const target of this.#warmFirst(targets, lane, hash)) {
+    for (const target of this.#warmFirst(targets, lane, letter, hash)) {
       if (last !== undefined && (this.#parts.clock.now() > deadline || this.#leave.aborted)) break;
       const tried = await this.#target(target, lane, letter, hash);
       if (!tried.next) return tried.outcome;
-      last = tried.outcome;
+      // A host that can never do it says nothing of one that could not be asked.
+      last = last?.kind === 'deferred' && tried.outcome.kind === 'failed' ? last : tried.outcome;
       this.#parts.log.debug({ lane: lane.id, host: target.host.name, phase: last.phase, reason: last.reason }, 'host left for the next');
     }
     return last ?? deferral('connect', '', 'connection', 'no host could be tried');
   }
 
   /** Among hosts as good as the first, one with an idle session comes first: a connection costs the lane more than a lot drawn. */
-  #warmFirst(targets: readonly Target[], lane: Lane, hash: string): readonly Target[] {
+  #warmFirst(targets: readonly Target[], lane: Lane, letter: LetterToGo, hash: string): readonly Target[] {
     const best = targets[0]?.host.preference;
-    const at = targets.findIndex((target) => target.host.preference === best && this.#pool.has(lane.id, keyOf(target, lane, hash)));
+    const at = targets.findIndex((target) => target.host.preference === best && this.#pool.has(lane.id, keyOf(target, lane, needOf(target.host, letter), hash)));
     const warm = targets[at];
     return at <= 0 || warm === undefined ? targets : [warm, ...targets.filter((target) => target !== warm)];
   }
 
-  async #target(target: Target, lane: Lane, letter: Letter, hash: string): Promise<Tried> {
-    const key = keyOf(target, lane, hash);
+  async #target(target: Target, lane: Lane, letter: LetterToGo, hash: string): Promise<Tried> {
+    const need = needOf(target.host, letter);
+    if (need === undefined) return unproven(target.host.name);
+    const key = keyOf(target, lane, need, hash);
     for (;;) {
       const kept = this.#pool.take(lane.id, key, lane.limits.connections);
       if (kept === undefined) break;
       const result = await this.#send(kept, key, lane, letter);
       // The peer had left, or had had enough of this connection: before anything was decided, so begin anew.
-      if (!isStale(result) && !kept.full) return this.#judge(result, target, kept, true);
+      if (!isStale(result) && !kept.full) return this.#judge(result, target, need, kept, true);
     }
-    const connected = await this.#connect(target, lane);
+    const connected = await this.#connect(target, lane, need);
     if (connected.kind !== 'session') return this.#unconnected(connected, target);
     const { session } = connected;
-    return this.#judge(await this.#send(session, key, lane, letter), target, session, false);
+    return this.#judge(await this.#send(session, key, lane, letter), target, need, session, false);
   }
 
-  async #send(session: OutboundSession, key: string, lane: Lane, letter: Letter): Promise<SendResult & { readonly sendMs: number }> {
+  async #send(session: OutboundSession, key: string, lane: Lane, letter: LetterToGo): Promise<SendResult & { readonly sendMs: number }> {
     const startedAt = this.#parts.clock.now();
     try {
       await this.#sending.pass(lane.caps.map(({ key: whose, messageRate }) => ({ key: whose, rate: messageRate })), this.#leave);
@@ -205,13 +214,11 @@ class Sender {
     }
   }
 
-  async #connect(target: Target, lane: Lane): Promise<Connected> {
+  async #connect(target: Target, lane: Lane, need: Need): Promise<Connected> {
     const where = `${target.address} ${target.host.port}`;
     const known = this.#brokenTls.get(where);
-    // RFC 7672 §2.2: a promise of the host makes TLS a must. Only an operator who switched TLS off has a say above it.
-    const { tlsa, sts } = target.host;
-    const proof = proofOf(target.host);
-    const wanted = (tlsa === undefined && sts === undefined) || lane.tls === 'off' ? lane.tls : 'required';
+    const wanted = wantedTls(lane.tls, need);
+    const { by, tlsa } = need;
     const remembered = wanted === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
     const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
       const place = await this.#pool.place(lane.caps.flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#leave);
@@ -224,7 +231,7 @@ class Sender {
         host: target.address,
         port: target.host.port,
         helo: lane.helo,
-        tls: { mode, servername: target.host.name, ...(proof === 'MTA-STS' && { rejectUnauthorized: true }), ...(proof === 'DANE' && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa ?? [], chain, [target.host.name], this.#parts.clock.now()) }) },
+        tls: { mode, servername: target.host.name, ...((by === 'MTA-STS' || by === 'PKIX') && { rejectUnauthorized: true }), ...(by === 'DANE' && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa, chain, [target.host.name], this.#parts.clock.now()) }) },
         clock: this.#parts.clock,
         signal: this.#signal,
         ...(lane.localAddress === undefined ? {} : { localAddress: lane.localAddress }),
@@ -259,13 +266,12 @@ class Sender {
     return { next: true, outcome: deferral(connected.phase, target.host.name, faultClass(connected.fault), connected.reason) };
   }
 
-  #judge(result: SendResult & { readonly sendMs: number }, target: Target, session: OutboundSession, reused: boolean): Tried {
+  #judge(result: SendResult & { readonly sendMs: number }, target: Target, { by }: Need, session: OutboundSession, reused: boolean): Tried {
     const host = target.host.name;
     const delaysMs = { queue: 0, connect: reused ? 0 : session.connectMs, tls: reused ? 0 : session.tlsMs, send: result.sendMs };
-    const proof = proofOf(target.host);
-    const detail = { host, tls: session.tls === '' || proof === '' ? session.tls : `${session.tls} ${proof}`, delaysMs };
+    const detail = { host, tls: session.tls === '' || by === '' ? session.tls : `${session.tls} ${by}`, delaysMs };
     if (result.kind === 'unsendable') {
-      return { next: false, outcome: { kind: 'failed', phase: 'mail', class: 'unsupported', status: result.status, reason: `${result.status} ${result.reason}`, deadAddress: false, ...detail } };
+      return { next: result.status === '5.7.30', outcome: { kind: 'failed', phase: 'mail', class: 'unsupported', status: result.status, reason: `${result.status} ${result.reason}`, deadAddress: false, ...detail } };
     }
     if (result.kind === 'broken') {
       const reason = result.afterDot ? `${result.reason} after the message was sent: whether it was taken is unknown` : result.reason;
@@ -283,9 +289,41 @@ const rated = ({ connections, connectionRate, messageRate }: LaneLimits): Omit<S
   connections, ...(connectionRate !== undefined && { connectionRate }), ...(messageRate !== undefined && { messageRate }),
 });
 
-/** What a session can be used for. A reload may change HELO, limits or TLS: sessions of the old settings are not used again. */
-function keyOf({ address, host }: Target, lane: Lane, hash: string): string {
-  return [address, host.port, host.name, promiseOf(host), lane.tls, lane.helo, lane.localAddress, hash].join(' ');
+/** What must be known of a host before it is told anything of a message. */
+interface Need {
+  /** By what its certificate is judged; '': by nothing. RFC 8461 §2: MTA-STS does not take the place of DANE where both speak. */
+  readonly by: 'DANE' | 'MTA-STS' | 'PKIX' | '';
+  readonly tlsa: readonly TlsaRecord[];
+  /** The host promised TLS; RFC 7672 §2.2, RFC 8461 §5. */
+  readonly promised: boolean;
+  /** REQUIRETLS: above everything, the operator's own word too. */
+  readonly required: boolean;
+}
+
+/** undefined: the message needs a proof that this host has no way to give. RFC 8689 §3, §4.2.1. */
+function needOf({ tlsa, sts, vouched }: TargetHost, { requireTls, tlsOptional }: LetterToGo): Need | undefined {
+  const required = requireTls === true;
+  if (tlsOptional && !required) return { by: '', tlsa: [], promised: false, required };
+  const usable = tlsa ?? [];
+  const by = usable.length > 0 ? 'DANE' : sts === true ? 'MTA-STS' : required && vouched === true ? 'PKIX' : '';
+  return required && by === '' ? undefined : { by, tlsa: usable, promised: tlsa !== undefined || sts === true, required };
+}
+
+/** Only an operator who switched TLS off has a say above what hosts promise. */
+function wantedTls(own: LaneLimits['tls'], { promised, required }: Need): LaneLimits['tls'] {
+  return required || (promised && own !== 'off') ? 'required' : own;
+}
+
+function unproven(host: string): Tried {
+  const reason = 'nothing vouches for the host (DANE, MTA-STS or DNSSEC), which the message asks for (REQUIRETLS)';
+  return { next: true, outcome: { kind: 'failed', phase: 'tls', host, class: 'unsupported', status: '5.7.30', reason: `5.7.30 ${reason}`, deadAddress: false } };
+}
+
+/** What a session can be used for: one made under another need or promise is not used again. A reload may change HELO, limits or TLS as well. */
+function keyOf({ address, host }: Target, lane: Lane, need: Need | undefined, hash: string): string {
+  if (need === undefined) return '';
+  const records = need.tlsa.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`);
+  return [address, host.port, host.name, need.by, wantedTls(lane.tls, need), ...records, lane.helo, lane.localAddress, hash].join(' ');
 }
 
 /** True when a kept session turned out to be over before this message was considered. */
@@ -294,12 +332,6 @@ function isStale(result: SendResult): boolean {
   // A receiver that says 4.7 means us and not the session: coming back at once would be the wrong answer.
   return result.kind === 'broken' ? result.fault === 'closed' : result.kind === 'reply' && result.reply.code === 421 && !result.reply.enhanced.startsWith('4.7.');
 }
-
-/** What a host promises, as part of a session's name: one made under another promise is not used again. */
-const promiseOf = (host: TargetHost): string => [proofOf(host), host.tlsa !== undefined, ...host.tlsa?.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`) ?? []].join();
-
-/** By what the host's certificate is judged. RFC 8461 §2: MTA-STS does not take the place of DANE where both speak. */
-const proofOf = ({ tlsa = [], sts }: TargetHost): 'DANE' | 'MTA-STS' | '' => (tlsa.length > 0 ? 'DANE' : sts === true ? 'MTA-STS' : '');
 
 function targetsOf(route: HostsRoute, localAddress: string | undefined): readonly Target[] {
   const targets: Target[] = [];
@@ -312,8 +344,8 @@ function targetsOf(route: HostsRoute, localAddress: string | undefined): readonl
   return targets;
 }
 
-function letterOf(signed: Signed): Letter {
-  const { envelope } = signed.message;
+function letterOf(signed: Signed): LetterToGo {
+  const { envelope, plan } = signed.message;
   const { wire, domain, dsn } = signed.recipient;
   const chunks = [signed.head, ...signed.body];
   let size = 0;
@@ -335,6 +367,8 @@ function letterOf(signed: Signed): Letter {
     dsn: parameters,
     smtpUtf8: envelope.smtpUtf8 && !isAscii(signed.head),
     body8bit: !ascii,
+    requireTls: envelope.requireTls === true,
+    tlsOptional: plan?.tlsOptional === true,
     size,
     chunks,
   };

@@ -20,6 +20,8 @@ export interface TargetHost {
   readonly tlsa?: readonly TlsaRecord[];
   /** MTA-STS (RFC 8461): TLS or nothing, with a certificate that public authorities vouch for. */
   readonly sts?: true;
+  /** Its name is the operator's word, or DNSSEC's: a certificate for it proves something. */
+  readonly vouched?: true;
 }
 
 export interface HostsRoute {
@@ -119,7 +121,7 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
     const tlsa = promises[i];
     // RFC 7672 §2.2: whether a promise is there cannot be told, so the host is not used.
     if (tlsa === 'failed') unpromised = true;
-    else if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port, ...(tlsa !== undefined && { tlsa }), ...(enforced !== undefined && { sts: true as const }) });
+    else if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port, ...(tlsa !== undefined && { tlsa }), ...(enforced !== undefined && { sts: true as const }), ...(on.secure === true && { vouched: true as const }) });
     ttlMs = Math.min(ttlMs, answer.ttlSeconds * 1_000);
   }
   if (hosts.length > 0) {
@@ -146,12 +148,12 @@ async function tlsaOf(host: string, addresses: Answer<string> | { readonly kind:
 async function viaRoute(route: Route, resolver: Resolver): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {
   const hosts: TargetHost[] = [];
   for (const [preference, { host, port }] of route.via.entries()) {
-    if (isIP(host) !== 0) hosts.push({ name: host, addresses: [host], port, preference });
+    if (isIP(host) !== 0) hosts.push({ name: host, addresses: [host], port, preference, vouched: true });
     // No resolver need know this name, and all it may mean is fixed (RFC 6761 §6.3).
-    else if (host === 'localhost') hosts.push({ name: host, addresses: ['127.0.0.1'], port, preference });
+    else if (host === 'localhost') hosts.push({ name: host, addresses: ['127.0.0.1'], port, preference, vouched: true });
     else {
       const answer = await resolver.addresses(host);
-      if (answer.kind === 'found') hosts.push({ name: host, addresses: answer.records, port, preference });
+      if (answer.kind === 'found') hosts.push({ name: host, addresses: answer.records, port, preference, vouched: true });
     }
   }
   if (hosts.length === 0) return { route: deferred('dns', 'no host of the configured route has an address'), ttlMs: DEFERRED_MS };

@@ -49,6 +49,8 @@ export interface Envelope {
   readonly body: '7BIT' | '8BITMIME';
   readonly ret?: 'FULL' | 'HDRS';
   readonly envid?: string;
+  /** REQUIRETLS (RFC 8689): to hosts that prove themselves and promise the same, or to nobody. */
+  readonly requireTls?: true;
 }
 
 /** Where a message came from: always an authenticated credential, or Postern itself (a notice to a tenant). */
@@ -122,6 +124,8 @@ export interface Plan {
   readonly subscribed: boolean;
   /** The application's own List-Unsubscribe stays (a transactional stream): ours is not added beside it. */
   readonly keepsUnsubscribe?: boolean;
+  /** `TLS-Required: No` (RFC 8689 §3): what receivers promise of TLS need not be kept for this message. */
+  readonly tlsOptional?: true;
   /** Several people get this very message: what they share in it names none of them. */
   readonly shared?: boolean;
   /** A placeholder of ours that does not exist: its message is refused. */

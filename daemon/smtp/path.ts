@@ -1,6 +1,6 @@
 // Reads the arguments of MAIL and RCPT. The address comes out exactly as it was written, quotes and all:
 // what is delivered is what was submitted. Whether it can be mailed is not decided here.
-// RFC 5321 §4.1.1.2 and §4.1.2, RFC 3461 §4, RFC 1870 §5, RFC 6152 §3, RFC 6531 §3.4, RFC 6533 §3.
+// RFC 5321 §4.1.1.2 and §4.1.2, RFC 3461 §4, RFC 1870 §5, RFC 6152 §3, RFC 6531 §3.4, RFC 6533 §3, RFC 8689 §2.
 import { REPLIES, type EnvelopeRecipient, type RecipientDsn, type Reply } from '../mail/index.ts';
 
 /** MAIL FROM, understood. */
@@ -12,6 +12,7 @@ export interface MailCommand {
   readonly smtpUtf8: boolean;
   readonly ret?: 'FULL' | 'HDRS';
   readonly envid?: string;
+  readonly requireTls?: true;
 }
 
 /** Reads `MAIL FROM:<...> ...`; a Reply says what is wrong with it. */
@@ -39,6 +40,8 @@ function mailParameter(name: string, value: string | undefined): Partial<MailCom
     }
     case 'SMTPUTF8':
       return value === undefined ? { smtpUtf8: true } : REPLIES.badArguments;
+    case 'REQUIRETLS':
+      return value === undefined ? { requireTls: true } : REPLIES.badArguments;
     case 'RET': {
       const ret = value?.toUpperCase();
       return ret === 'FULL' || ret === 'HDRS' ? { ret } : REPLIES.badArguments;

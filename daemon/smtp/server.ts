@@ -311,7 +311,8 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
     const { hostname, messageBytes } = this.#server.limits;
     // RFC 4954 §4: AUTH is offered where a password may be sent, which is under TLS.
     const login = this.#auth === undefined && this.#needsLogin() ? ['AUTH PLAIN LOGIN'] : [];
-    const offered = this.secure ? login : ['STARTTLS'];
+    // RFC 8689 §4: under TLS only; who comes with mail for us alone has nothing to be passed on.
+    const offered = this.secure ? [...login, ...(this.#needsLogin() ? ['REQUIRETLS'] : [])] : ['STARTTLS'];
     super.send(250, [hostname, 'PIPELINING', '8BITMIME', 'SMTPUTF8', 'ENHANCEDSTATUSCODES', 'DSN', ...offered, `SIZE ${messageBytes}`], false);
     callback();
   }
@@ -363,6 +364,7 @@ class DoorConnection<Auth extends object> extends SMTPConnection implements Serv
     this.#mail = 'refused';
     const parsed = parseMail(command.toString('utf8'));
     if ('code' in parsed) return this.#answer(parsed, callback);
+    if (parsed.requireTls === true && !this.#needsLogin()) return this.#answer(REPLIES.unknownParameter, callback);
     // RFC 1870 §6.1
     if (parsed.sizeBytes > this.#server.limits.messageBytes) return this.#answer(REPLIES.tooBig, callback);
     this.#utf8 = parsed.smtpUtf8;

@@ -88,6 +88,8 @@ export interface Letter {
   /** True when header or addresses need RFC 6531. */
   readonly smtpUtf8: boolean;
   readonly body8bit: boolean;
+  /** Only to a peer that proved itself and offers REQUIRETLS (RFC 8689); the first is the caller's to see to. */
+  readonly requireTls?: boolean;
   /** Octets of `chunks` together. */
   readonly size: number;
   readonly chunks: readonly Buffer[];
@@ -100,7 +102,7 @@ export type SendResult =
   /** `afterDot`: the peer may have taken the message. */
   | ({ readonly kind: 'broken'; readonly phase: SendPhase; readonly afterDot: boolean } & SessionFault)
   /** Nothing was sent: this letter cannot be said to this peer. */
-  | { readonly kind: 'unsendable'; readonly status: '5.1.3' | '5.6.7'; readonly reason: string };
+  | { readonly kind: 'unsendable'; readonly status: '5.1.3' | '5.6.7' | '5.7.30'; readonly reason: string };
 
 interface Step {
   readonly phase: 'mail' | 'rcpt' | 'data';
@@ -255,6 +257,10 @@ export class OutboundSession {
     if (needsUtf8(letter) && !this.extensions.has('SMTPUTF8')) {
       return { kind: 'unsendable', status: '5.6.7', reason: 'the receiver does not take internationalised mail (SMTPUTF8)' };
     }
+    // RFC 8689 §4.2.1, and its registered status
+    if (letter.requireTls === true && (this.tls === '' || !this.extensions.has('REQUIRETLS'))) {
+      return { kind: 'unsendable', status: '5.7.30', reason: 'the receiver does not promise to keep the message under TLS (REQUIRETLS)' };
+    }
     if (this.#channel.fault !== undefined) return this.#broken('mail', false);
     this.#sending = true;
     this.#channel.expecting = true;
@@ -356,6 +362,7 @@ export class OutboundSession {
     if (this.extensions.has('SIZE')) text += ` SIZE=${letter.size}`;
     if (letter.body8bit && this.extensions.has('8BITMIME')) text += ' BODY=8BITMIME';
     if (needsUtf8(letter)) text += ' SMTPUTF8';
+    if (letter.requireTls === true) text += ' REQUIRETLS';
     if (letter.dsn !== undefined && this.extensions.has('DSN')) {
       if (letter.dsn.ret !== undefined) text += ` RET=${letter.dsn.ret}`;
       if (letter.dsn.envid !== undefined) text += ` ENVID=${xtext(letter.dsn.envid)}`;

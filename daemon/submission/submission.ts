@@ -222,7 +222,7 @@ class SubmissionDoor implements Door<Credential> {
       id: context.id, credential: context.credential, raw, at: clock.now(), protocol: session.protocol,
       envelope: {
         mailFrom: command.from, recipients, smtpUtf8: command.smtpUtf8, body: command.body,
-        ...(command.ret !== undefined && { ret: command.ret }), ...(command.envid !== undefined && { envid: command.envid }),
+        ...(command.ret !== undefined && { ret: command.ret }), ...(command.envid !== undefined && { envid: command.envid }), ...(command.requireTls === true && { requireTls: true as const }),
       },
     }));
   }

@@ -28,6 +28,8 @@ interface Letter {
   readonly to: string;
   readonly raw: Buffer;
   readonly at: Instant;
+  /** As the message it tells of (RFC 8689 §5). */
+  readonly requireTls?: boolean;
 }
 
 /** To a tenant, with the null reverse-path. */
@@ -43,7 +45,7 @@ export function makeInvitation(letter: Letter): Submitted {
 function makeLetter(parts: Letter, kind: 'notice' | 'invitation'): Submitted {
   return Object.freeze({
     id: parts.id, origin: { tenant: parts.tenant, stream: parts.stream, credential: '', kind },
-    envelope: { mailFrom: '', recipients: [{ wire: parts.to }], smtpUtf8: /[^\0-\x7f]/.test(parts.to), body: '7BIT' },
+    envelope: { mailFrom: '', recipients: [{ wire: parts.to }], smtpUtf8: /[^\0-\x7f]/.test(parts.to), body: '7BIT', ...(parts.requireTls === true && { requireTls: true }) },
     raw: parts.raw, receivedAt: parts.at, protocol: 'local',
   }) as unknown as Submitted;
 }

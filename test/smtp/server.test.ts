@@ -79,7 +79,7 @@ t.test('greeting without the fixed delay, and EHLO over TLS and in clear', async
   opened.get(rig.server)?.push(client);
   t.equal(await client.reply(), '220 mx.acme.example ESMTP');
   t.comment(`greeted ${Math.round(performance.now() - started)} ms after connect`);
-  t.equal(await client.say('EHLO x'), ['250-mx.acme.example', '250-PIPELINING', '250-8BITMIME', '250-SMTPUTF8', '250-ENHANCEDSTATUSCODES', '250-DSN', '250-AUTH PLAIN LOGIN', '250 SIZE 100000'].join('\n'));
+  t.equal(await client.say('EHLO x'), ['250-mx.acme.example', '250-PIPELINING', '250-8BITMIME', '250-SMTPUTF8', '250-ENHANCEDSTATUSCODES', '250-DSN', '250-AUTH PLAIN LOGIN', '250-REQUIRETLS', '250 SIZE 100000'].join('\n'));
   await client.say(PLAIN);
   t.notMatch(await client.say('EHLO x'), /AUTH/, 'not offered again');
   t.equal(await client.say('HELO x'), '250 mx.acme.example');
