@@ -16,6 +16,8 @@ export interface SessionFault {
 
 // A block small enough that its write completing proves progress, large enough that most mail is one write.
 const BLOCK_OCTETS = 256 * 1_024;
+// No group of commands is longer than RSET, MAIL, RCPT and DATA; what else comes is a flood.
+const MOST_REPLIES = 8;
 
 export class Channel {
   /** Set once, by whatever broke the connection first. */
@@ -49,14 +51,13 @@ export class Channel {
 
   #take(chunk: Buffer): void {
     if (this.fault !== undefined) return;
+    // An idle receiver may only say 421, on its way out; half a word of it would become the next message's.
+    if (!this.expecting) return this.break('closed', 'the peer spoke between transactions');
     const wrong = this.#reader.push(chunk, (reply) => {
       this.#replies.push(reply);
     });
-    if (this.#replies.length > 0) {
-      // An idle receiver may only say 421, on its way out; either way this session is over.
-      if (!this.expecting) this.break('closed', 'the peer spoke between transactions');
-      else this.#wake?.();
-    }
+    if (this.#replies.length > 0) this.#wake?.();
+    if (this.#replies.length > MOST_REPLIES) this.break('protocol', 'the peer sent more replies than it was asked for');
     if (wrong !== undefined) this.break('protocol', `the peer sent ${wrong}`);
   }
 
@@ -75,9 +76,11 @@ export class Channel {
     else run();
   }
 
-  /** True when a reply has come that nobody has read. */
-  get pending(): boolean {
-    return this.#replies.length > 0 || this.#reader.midReply;
+  /** Breaks the channel when something of a reply has come that nobody asked for. */
+  mustBeSilent(): void {
+    if (this.#replies.length === 0 && !this.#reader.midReply) return;
+    this.#replies = [];
+    this.break('protocol', 'the peer sent more replies than it was asked for');
   }
 
   /** The next reply, or undefined once the channel is broken; `timeoutMs` without one breaks it. */

@@ -1,7 +1,8 @@
 // Cuts what a peer says into replies. Callers may rely on: every reply handed over is complete and has
 // one code; anything else (no code, a code that changes within a reply, NUL, bare CR, a line or a reply
 // without end) is a fault, after which the reader refuses to go on, because a stream that was misread
-// once cannot be trusted to say which reply belongs to which command. A bare LF ends a line: some old
+// once cannot be trusted to say which reply belongs to which command. Other control characters become `?`: replies
+// end on operators' terminals. A bare LF ends a line: some old
 // receivers write it, and nothing can be smuggled towards the sender. RFC 5321 §4.2.
 import { parseReply, type Reply } from '../mail/index.ts';
 
@@ -10,6 +11,10 @@ import { parseReply, type Reply } from '../mail/index.ts';
 const LINE_OCTETS = 2_048;
 // The longest real EHLO replies have about 30 lines, the longest refusals a dozen.
 const REPLY_LINES = 128;
+
+// C0 but for the tab, DEL, C1, and what turns the direction of writing (UAX #9).
+// oxlint-disable-next-line no-control-regex
+const UNSHOWN = /[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
 /** One for each connection, and a new one after STARTTLS. */
 export class ReplyReader {
@@ -46,7 +51,7 @@ export class ReplyReader {
   #line(line: string, onReply: (reply: Reply) => void): string | undefined {
     if (line.includes('\0') || line.includes('\r')) return 'a control character within a reply';
     if (!/^[2-5]\d\d(?:[ -]|$)/.test(line)) return 'a line that is no SMTP reply';
-    this.#lines.push(isAsciiText(line) ? line : Buffer.from(line, 'latin1').toString('utf8'));
+    this.#lines.push((isAsciiText(line) ? line : Buffer.from(line, 'latin1').toString('utf8')).replaceAll(UNSHOWN, '?'));
     if (line[3] === '-') return this.#lines.length < REPLY_LINES ? undefined : `a reply of more than ${REPLY_LINES} lines`;
     const reply = parseReply(this.#lines);
     this.#lines = [];

@@ -136,7 +136,8 @@ export async function connectSession(options: ConnectOptions): Promise<Connected
 async function greet(channel: Channel, options: ConnectOptions, timeouts: SessionTimeouts, clock: Clock, startedAt: number): Promise<Connected> {
   const banner = await channel.read(timeouts.greetMs);
   if (banner === undefined) return broken(channel, 'greet');
-  if (!isPositive(banner)) return refusal(channel, 'greet', banner);
+  // RFC 5321 §4.3.2: of positive replies only this one greets.
+  if (banner.code !== 220) return refusal(channel, 'greet', banner);
   let hello = await sayHello(channel, options.helo, timeouts.greetMs);
   if ('kind' in hello) return hello;
   const connectMs = clock.now() - startedAt;
@@ -146,8 +147,7 @@ async function greet(channel: Channel, options: ConnectOptions, timeouts: Sessio
     return { kind: 'broken', phase: 'tls', fault: 'tls', reason: 'the peer offers no STARTTLS and TLS is required' };
   }
   if (mode !== 'off' && hello.extensions.has('STARTTLS')) {
-    channel.write('STARTTLS\r\n');
-    const go = await channel.read(timeouts.dataMs);
+    const go = await ask(channel, 'STARTTLS', timeouts.dataMs);
     if (go === undefined) return broken(channel, 'tls');
     if (go.code === 220) {
       const secured = await channel.startTls({ servername, rejectUnauthorized, ...(fault && { fault }) }, timeouts.tlsMs);
@@ -156,25 +156,30 @@ async function greet(channel: Channel, options: ConnectOptions, timeouts: Sessio
       // A TLS 1.3 peer that rejects the handshake does so only now: still a matter of TLS.
       hello = await sayHello(channel, options.helo, timeouts.greetMs);
       if ('kind' in hello) return hello.kind === 'broken' ? { ...hello, phase: 'tls' } : hello;
-    } else if (mode === 'required' || go.code === 421) return refusal(channel, 'tls', go);
+    } else if (mode === 'required' || go.code === 421 || go.code < 400) return refusal(channel, 'tls', go);
   }
   const tlsMs = clock.now() - startedAt - connectMs;
   return { kind: 'session', session: new OutboundSession(channel, { extensions: hello.extensions, tls, timeouts, connectMs, tlsMs }) };
 }
 
+/** One command alone and its reply; a peer that has spoken before it was asked is out of step. */
+async function ask(channel: Channel, command: string, timeoutMs: number): Promise<Reply | undefined> {
+  channel.mustBeSilent();
+  channel.write(`${command}\r\n`);
+  return channel.read(timeoutMs);
+}
+
 type Hello = { readonly extensions: ReadonlyMap<string, string> };
 
 async function sayHello(channel: Channel, name: string, timeoutMs: number): Promise<Hello | Exclude<Connected, { kind: 'session' }>> {
-  channel.write(`EHLO ${name}\r\n`);
-  const ehlo = await channel.read(timeoutMs);
+  const ehlo = await ask(channel, `EHLO ${name}`, timeoutMs);
   if (ehlo === undefined) return broken(channel, 'greet');
-  if (isPositive(ehlo)) return { extensions: parseExtensions(ehlo) };
+  if (ehlo.code === 250) return { extensions: parseExtensions(ehlo) };
   if (ehlo.code < 500) return refusal(channel, 'greet', ehlo);
   // RFC 5321 §3.2
-  channel.write(`HELO ${name}\r\n`);
-  const helo = await channel.read(timeoutMs);
+  const helo = await ask(channel, `HELO ${name}`, timeoutMs);
   if (helo === undefined) return broken(channel, 'greet');
-  return isPositive(helo) ? { extensions: new Map() } : refusal(channel, 'greet', helo);
+  return helo.code === 250 ? { extensions: new Map() } : refusal(channel, 'greet', helo);
 }
 
 /** Keyword -> parameters. The first line is the peer's name, whatever it looks like (RFC 5321 §4.1.1.1). */
@@ -283,7 +288,7 @@ export class OutboundSession {
 
   /** Between transactions a peer has nothing to say: a stray reply means that the two are out of step. */
   #rest(): void {
-    if (this.#channel.pending) this.#channel.break('protocol', 'the peer sent more replies than it was asked for');
+    this.#channel.mustBeSilent();
     this.#channel.expecting = false;
   }
 
@@ -291,12 +296,11 @@ export class OutboundSession {
     const steps = this.#steps(letter);
     this.#openTransaction = false;
     // RFC 2920 §3.1: DATA may end a pipelined group.
-    if (this.#pipelining) this.#channel.write(steps.map((step) => step.line).join(''));
+    if (this.#pipelining) this.#channel.write(steps.map((step) => `${step.line}\r\n`).join(''));
     let verdict: SendResult | undefined;
     let go = false;
     for (const step of steps) {
-      if (!this.#pipelining) this.#channel.write(step.line);
-      const reply = await this.#channel.read(step.timeoutMs);
+      const reply = await (this.#pipelining ? this.#channel.read(step.timeoutMs) : ask(this.#channel, step.line, step.timeoutMs));
       if (reply === undefined) return verdict ?? this.#broken(step.phase, false);
       const positive = step.phase === 'data' ? reply.code === 354 : isPositive(reply);
       if (positive) {
@@ -305,6 +309,8 @@ export class OutboundSession {
         continue;
       }
       if (reply.code < 400 || (step.reset === true && reply.code !== 421)) {
+        // Who cannot take back what was begun has nothing against this message: it goes on a new connection.
+        if (step.reset === true) this.#channel.break('closed', `the peer answered ${reply.code} to RSET`);
         this.#channel.break('protocol', `the peer answered ${reply.code} out of turn`);
         return verdict ?? this.#broken(step.phase, false);
       }
@@ -318,12 +324,14 @@ export class OutboundSession {
       if (!this.#pipelining) return verdict;
     }
     if (verdict === undefined) return this.#content(letter.chunks);
-    if (go) await this.#emptyContent();
+    if (go) await this.#emptyContent(verdict);
     return verdict;
   }
 
-  // RFC 2920 §3.1: DATA went through although nobody is left to mail: a lone dot takes it back.
-  async #emptyContent(): Promise<void> {
+  // RFC 2920 §3.1: DATA went through although nobody is left to mail: a lone dot takes it back. Not where the
+  // recipient was let through without a sender: they would get an empty letter.
+  async #emptyContent(refused: SendResult): Promise<void> {
+    if (refused.kind === 'reply' && refused.phase !== 'rcpt') return this.#channel.break('closed', 'the peer said 354 after it had refused the sender');
     this.#openTransaction = false;
     this.#channel.write('.\r\n');
     const reply = await this.#channel.read(this.#timeouts.dataMs);
@@ -349,11 +357,11 @@ export class OutboundSession {
   #steps(letter: Letter): readonly Step[] {
     const t = this.#timeouts;
     const steps: Step[] = [
-      { phase: 'mail', line: `MAIL FROM:<${letter.from}>${this.#mailParameters(letter)}\r\n`, timeoutMs: t.mailMs },
-      { phase: 'rcpt', line: `RCPT TO:<${letter.recipient}>${this.#rcptParameters(letter)}\r\n`, timeoutMs: t.rcptMs },
-      { phase: 'data', line: 'DATA\r\n', timeoutMs: t.dataMs },
+      { phase: 'mail', line: `MAIL FROM:<${letter.from}>${this.#mailParameters(letter)}`, timeoutMs: t.mailMs },
+      { phase: 'rcpt', line: `RCPT TO:<${letter.recipient}>${this.#rcptParameters(letter)}`, timeoutMs: t.rcptMs },
+      { phase: 'data', line: 'DATA', timeoutMs: t.dataMs },
     ];
-    if (this.#openTransaction) steps.unshift({ phase: 'mail', line: 'RSET\r\n', timeoutMs: t.mailMs, reset: true });
+    if (this.#openTransaction) steps.unshift({ phase: 'mail', line: 'RSET', timeoutMs: t.mailMs, reset: true });
     return steps;
   }
 

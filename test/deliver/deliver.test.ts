@@ -200,6 +200,11 @@ t.test('delivered, kept and reused', async (t) => {
     t.match(await attempt(), { kind: 'deferred', phase: 'mail' }, 'who says so to the first message is believed');
     t.equal(mx?.connections(), 1);
   });
+  await scene([{ answers: { rset: '502 5.5.1 no such command', data: (n) => (n === 0 ? '451 4.3.0 later' : undefined) } }], async ({ mxes: [mx], attempt }) => {
+    t.match(await attempt(), { kind: 'deferred', phase: 'data' });
+    t.equal((await attempt()).kind, 'delivered', 'who does not know RSET gets the next message on a new connection');
+    t.equal(mx?.connections(), 2);
+  });
   await scene([{}], async ({ attempt, open }) => {
     await attempt();
     await new Promise((r) => setTimeout(r, 150));

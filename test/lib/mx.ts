@@ -8,8 +8,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 export type MxPhase = 'connect' | 'ehlo' | 'helo' | 'starttls' | 'mail' | 'rcpt' | 'data' | 'final' | 'rset' | 'quit';
-/** A reply text without the last CRLF, or a fault: `close` ends the connection, `stall` says nothing, `reset` sends RST. */
-export type Answer = string | { readonly fault: 'close' | 'stall' | 'reset' } | { readonly raw: string };
+/**
+ * A reply text without the last CRLF, or a fault: `close` ends the connection, `stall` says nothing, `reset` sends
+ * RST. `raw` goes as it is, `slowly` too, one octet at a time, `endless` again and again for as long as it is read.
+ */
+export type Answer = string | { readonly fault: 'close' | 'stall' | 'reset' } | { readonly raw: string } | { readonly slowly: string; readonly everyMs: number } | { readonly endless: string };
 export interface MxScript {
   readonly answers?: Partial<Record<MxPhase, Answer | ((n: number, line: string) => Answer | undefined)>>;
   readonly extensions?: readonly string[];
@@ -34,6 +37,12 @@ export interface Mx {
   readonly open: () => number;
   script: MxScript;
   readonly dropAll: () => void;
+  /** Says this on every connection, unasked. */
+  readonly say: (raw: string) => void;
+  /** Takes no more octets from any connection. */
+  readonly stopReading: () => void;
+  /** How many messages ended, refused ones and empty ones too. */
+  readonly finals: () => number;
   readonly close: () => Promise<void>;
 }
 
@@ -60,7 +69,7 @@ export function testCertificate(): { readonly key: Buffer; readonly cert: Buffer
 export async function startMx(script: MxScript = {}, host = '127.0.0.1'): Promise<Mx> {
   const sockets = new Set<Socket>();
   let connections = 0;
-  const mx = { script, host, port: 0, messages: [] as Received[], lines: [] as string[], reads: [] as string[] };
+  const mx = { script, host, port: 0, messages: [] as Received[], lines: [] as string[], reads: [] as string[], ended: 0 };
   const counts = new Map<MxPhase, number>();
   const answerOf = (phase: MxPhase, line: string): Answer => {
     const n = counts.get(phase) ?? 0;
@@ -84,6 +93,9 @@ export async function startMx(script: MxScript = {}, host = '127.0.0.1'): Promis
     connections: () => connections,
     open: () => sockets.size,
     dropAll: () => { for (const s of sockets) s.destroy(); },
+    say: (raw: string) => { for (const s of sockets) s.write(Buffer.from(raw, 'latin1')); },
+    stopReading: () => { for (const s of sockets) s.pause(); },
+    finals: () => mx.ended,
     close: () => new Promise<void>((resolve) => {
       for (const s of sockets) s.destroy();
       server.close(() => resolve());
@@ -91,7 +103,22 @@ export async function startMx(script: MxScript = {}, host = '127.0.0.1'): Promis
   });
 }
 
-function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; lines: string[]; reads: string[] }, answerOf: (phase: MxPhase, line: string) => Answer): void {
+function trickle(socket: Socket, octets: Buffer, everyMs: number): void {
+  if (octets.length === 0 || socket.destroyed) return;
+  socket.write(octets.subarray(0, 1));
+  setTimeout(() => trickle(socket, octets.subarray(1), everyMs), everyMs);
+}
+
+function flood(socket: Socket, octets: Buffer): void {
+  const block = Buffer.alloc(64 * 1024, octets);
+  const more = (): void => {
+    while (!socket.destroyed && socket.write(block));
+  };
+  socket.on('drain', more);
+  more();
+}
+
+function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; lines: string[]; reads: string[]; ended: number }, answerOf: (phase: MxPhase, line: string) => Answer): void {
   let socket: Socket = plain;
   let buffered = Buffer.alloc(0);
   const parts: Buffer[] = [];
@@ -109,6 +136,8 @@ function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; l
       if (answer.startsWith('421')) { dead = true; socket.end(); }
       return answer;
     }
+    if ('slowly' in answer) { trickle(socket, Buffer.from(answer.slowly, 'latin1'), answer.everyMs); return answer.slowly; }
+    if ('endless' in answer) { dead = true; flood(socket, Buffer.from(answer.endless, 'latin1')); return ''; }
     if ('raw' in answer) { dead ||= !answer.raw.endsWith('\n'); socket.write(Buffer.from(answer.raw, 'latin1')); return answer.raw; }
     dead = true;
     if (answer.fault === 'close') socket.destroy();
@@ -159,6 +188,7 @@ function converse(plain: Socket, mx: { script: MxScript; messages: Received[]; l
         const stuffed = end === -2 ? '' : buffered.subarray(0, end + 2).toString('latin1');
         buffered = buffered.subarray(end + 5);
         inData = false;
+        mx.ended++;
         if (!willing) { socket.write('554 5.5.1 no valid recipients\r\n'); continue; }
         const answer = say('final', '.');
         if (answer.startsWith('250 2')) mx.messages.push({ from, to, tls: secure, body: Buffer.from(stuffed.replace(/(^|\r\n)\./g, '$1'), 'latin1') });

@@ -138,7 +138,8 @@ t.test('every phase, every fault', async (t) => {
       if (result.kind === 'broken' && 'afterDot' in result && (name !== 'reset' || !pipelining)) t.equal(result.afterDot, at === 'final', `${label}: after the dot`);
       t.equal(mx.messages.length, 0, `${label}: nothing was taken`);
       if (connected.kind === 'session') {
-        t.equal(connected.session.usable, kind === 'reply' && what !== 421, `${label}: usable`);
+        // The scripted peer lets RCPT and DATA through after a refused MAIL: nothing is said in such a transaction.
+        t.equal(connected.session.usable, kind === 'reply' && what !== 421 && !(at === 'mail' && pipelining), `${label}: usable`);
         if (connected.session.usable) {
           mx.script = { ...mx.script, answers: {} };
           t.match(await connected.session.send(letter()), { kind: 'reply', phase: 'final', reply: { code: 250 } }, `${label}: and the next goes through`);
