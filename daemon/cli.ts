@@ -9,7 +9,7 @@ import {
   type Ask, type Decision, type ImportFileOptions, type ShownHolds, type ShownShaping,
 } from './admin/index.ts';
 import { messagesIn, readBounce } from './feedback/index.ts';
-import { MailError } from './mail/index.ts';
+import { MailError, printable } from './mail/index.ts';
 import { openLog, systemClock } from './runtime/index.ts';
 import { controlSocket, openStores, serve } from './main.ts';
 import { addApiToken, addCredential, API_SCOPES, describeSettings, diffPolicies, formatProblem, loadSettings, shippedBounces, type Settings, type Tenant } from './settings/index.ts';
@@ -49,9 +49,9 @@ function settingsOf(options: Common): Settings {
   throw new MailError('E_CONFIG', `${dir} has ${loaded.problems.length} problem(s):\n${loaded.problems.map(formatProblem).join('\n')}`);
 }
 
-/** Prints a result as JSON or for people. */
+/** Prints a result as JSON or for people, on whose terminals nothing of a stranger's words works. */
 function print(options: Common, result: unknown, text: () => string): void {
-  process.stdout.write(`${options.json === true ? JSON.stringify(result) : text()}\n`);
+  process.stdout.write(`${options.json === true ? JSON.stringify(result) : printable(text())}\n`);
 }
 
 /** A file's octets; - is standard input. */
@@ -111,7 +111,7 @@ function run<A extends unknown[]>(action: (...args: A) => Promise<void> | void):
       await action(...args);
     } catch (error) {
       if (!(error instanceof MailError)) throw error;
-      process.stderr.write(`postern: ${error.message}\n`);
+      process.stderr.write(`postern: ${printable(error.message)}\n`);
       process.exitCode = 1;
     } finally {
       for (const close of closers.splice(0)) await close();

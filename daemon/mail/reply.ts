@@ -34,9 +34,21 @@ export function formatReply(r: Reply): string {
     .join('\r\n');
 }
 
-/** The reply on one line, for logs and DSNs: `550 5.1.1 user unknown`. */
+// More than the four lines a real refusal has; it is kept for each recipient who waits.
+const SHOWN_CHARS = 2_000;
+
+/** The reply on one line, for logs and DSNs: `550 5.1.1 user unknown`; of a longer one the beginning. */
 export function replyLine(r: Reply): string {
-  return `${r.code} ${r.enhanced === '' ? '' : `${r.enhanced} `}${r.lines.join(' ')}`.trim();
+  return `${r.code} ${r.enhanced === '' ? '' : `${r.enhanced} `}${r.lines.join(' ')}`.trim().slice(0, SHOWN_CHARS);
+}
+
+// C0 but for tab and LF, DEL, C1, and what turns the direction of writing (UAX #9 §2).
+// oxlint-disable-next-line no-control-regex
+const UNSHOWN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+/** A stranger's text without what would work a terminal rather than be read on it; `?` stands for each. */
+export function printable(text: string): string {
+  return text.replaceAll(UNSHOWN, '?');
 }
 
 /**

@@ -4,17 +4,13 @@
 // once cannot be trusted to say which reply belongs to which command. Other control characters become `?`: replies
 // end on operators' terminals. A bare LF ends a line: some old
 // receivers write it, and nothing can be smuggled towards the sender. RFC 5321 §4.2.
-import { parseReply, type Reply } from '../mail/index.ts';
+import { parseReply, printable, type Reply } from '../mail/index.ts';
 
 // RFC 5321 §4.5.3.1.5 says 512 octets; receivers that quote a policy with two URLs exceed it, and four times
 // as much is still no burden.
 const LINE_OCTETS = 2_048;
 // The longest real EHLO replies have about 30 lines, the longest refusals a dozen.
 const REPLY_LINES = 128;
-
-// C0 but for the tab, DEL, C1, and what turns the direction of writing (UAX #9).
-// oxlint-disable-next-line no-control-regex
-const UNSHOWN = /[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
 /** One for each connection, and a new one after STARTTLS. */
 export class ReplyReader {
@@ -51,7 +47,7 @@ export class ReplyReader {
   #line(line: string, onReply: (reply: Reply) => void): string | undefined {
     if (line.includes('\0') || line.includes('\r')) return 'a control character within a reply';
     if (!/^[2-5]\d\d(?:[ -]|$)/.test(line)) return 'a line that is no SMTP reply';
-    this.#lines.push((isAsciiText(line) ? line : Buffer.from(line, 'latin1').toString('utf8')).replaceAll(UNSHOWN, '?'));
+    this.#lines.push(printable(isAsciiText(line) ? line : Buffer.from(line, 'latin1').toString('utf8')));
     if (line[3] === '-') return this.#lines.length < REPLY_LINES ? undefined : `a reply of more than ${REPLY_LINES} lines`;
     const reply = parseReply(this.#lines);
     this.#lines = [];

@@ -215,6 +215,26 @@ t.test('what is written is for its owner, and receipts check out by themselves',
   t.match(await cli('ledger', 'receipt', ...of('reader'), '--purpose', 'newsletter', '--out', file), { status: 1, err: /exists already/ });
 });
 
+t.test('what a receiver says works nobody\'s terminal and fills nobody\'s disk', async (t) => {
+  const evil = '\x1b]0;owned\x07\x1b[2J\x9b31m\x7f';
+  mx.script = { answers: { rcpt: { raw: `${`450-4.2.0 ${evil}${'x'.repeat(1_900)}\r\n`.repeat(100)}450 4.2.0 later\r\n` } } };
+  const id = await waiting();
+  const report = join(grounds.dir, 'evil.eml');
+  writeFileSync(report, 'Content-Type: multipart/report; report-type=delivery-status; boundary=b\n\n--b\n\nx\n--b\nContent-Type: message/delivery-status\n\n'
+    + `Reporting-MTA: dns; mx.example\n\nFinal-Recipient: rfc822; x${evil}@example.com\nAction: failed\nStatus: 5.1.1\nDiagnostic-Code: x; ${evil} 550 5.1.1 \x1b[31mno\n\n--b--\n`, 'latin1');
+  for (const args of [['queue', 'show', id], ['queue', 'list'], ['trace', id], ['shaping', 'why', 'example.com'], ['classify', report]]) {
+    const { status, out, err } = await cli(...args);
+    t.equal(status, 0, err);
+    // oxlint-disable-next-line no-control-regex
+    t.notMatch(out + err, /[\x00-\x08\x0b-\x1f\x7f-\x9f]/, args.join(' '));
+    t.ok(out.length < 20_000, args.join(' '));
+  }
+  const { recipients } = JSON.parse((await cli('queue', 'show', id, '--json')).out) as { recipients: { lastReply: string }[] };
+  t.match(recipients[0]?.lastReply, /^450 4\.2\.0 \?\]0;owned\?\?\[2J/);
+  t.equal(recipients[0]?.lastReply.length, 2_000);
+  await cli('queue', 'drop', id);
+});
+
 t.test('as a process of its own', async (t) => {
   t.match(await spawned('postern', 'status', '--config', grounds.root), { status: 0, out: /hash/ });
   t.match(await spawned('postern', 'trace', 'x', '--config', grounds.root), { status: 1, err: /^postern: "x" is not a message id\n$/ });
