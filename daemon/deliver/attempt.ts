@@ -48,6 +48,8 @@ export interface DelivererParts {
 
 // RFC 5321 §5.1 SHOULD try at least two; five dead hosts in a row are a dead site for now.
 const TARGETS = 5;
+// Of one host, as long as there are others: large sites list eight addresses a host, and all of them go down with it.
+const TARGETS_OF_HOST = 2;
 // No new host is begun after this: the lane's slot is worth more than a site's sixth chance.
 const BEGIN_WITHIN_MS = 300_000;
 // A broken certificate set-up is repaired within hours; in between, no handshake is wasted on it.
@@ -59,6 +61,8 @@ const STOPPING = { fault: 'closed', reason: 'postern is stopping' } as const;
 interface Target {
   readonly host: TargetHost;
   readonly address: string;
+  /** One of the other family, where the host has both and we may use both. */
+  readonly other: string | undefined;
 }
 
 interface Lane {
@@ -215,7 +219,7 @@ class Sender {
   }
 
   async #connect(target: Target, lane: Lane, need: Need): Promise<Connected> {
-    const where = `${target.address} ${target.host.port}`;
+    const where = `${waysTo(target)} ${target.host.port}`;
     const known = this.#brokenTls.get(where);
     const wanted = wantedTls(lane.tls, need);
     const { by, tlsa } = need;
@@ -229,6 +233,7 @@ class Sender {
       }
       const made = await connectSession({
         host: target.address,
+        ...(target.other !== undefined && { other: target.other }),
         port: target.host.port,
         helo: lane.helo,
         tls: { mode, servername: target.host.name, ...((by === 'MTA-STS' || by === 'PKIX') && { rejectUnauthorized: true }), ...(by === 'DANE' && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa, chain, [target.host.name], this.#parts.clock.now()) }) },
@@ -320,10 +325,11 @@ function unproven(host: string): Tried {
 }
 
 /** What a session can be used for: one made under another need or promise is not used again. A reload may change HELO, limits or TLS as well. */
-function keyOf({ address, host }: Target, lane: Lane, need: Need | undefined, hash: string): string {
+function keyOf(target: Target, lane: Lane, need: Need | undefined, hash: string): string {
   if (need === undefined) return '';
+  const { host } = target;
   const records = need.tlsa.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`);
-  return [address, host.port, host.name, need.by, wantedTls(lane.tls, need), ...records, lane.helo, lane.localAddress, hash].join(' ');
+  return [waysTo(target), host.port, host.name, need.by, wantedTls(lane.tls, need), ...records, lane.helo, lane.localAddress, hash].join(' ');
 }
 
 /** True when a kept session turned out to be over before this message was considered. */
@@ -334,18 +340,21 @@ function isStale(result: SendResult): boolean {
 }
 
 function targetsOf(route: HostsRoute, localAddress: string | undefined): readonly Target[] {
-  const targets: Target[] = [];
-  for (const host of route.viaRoute ? route.hosts : orderHosts(route.hosts)) {
-    for (const address of host.addresses) {
-      if (localAddress !== undefined && isIPv4(address) !== isIPv4(localAddress)) continue;
-      if (targets.push({ host, address }) === TARGETS) return targets;
-    }
-  }
-  return targets;
+  const each = (route.viaRoute ? route.hosts : orderHosts(route.hosts)).map((host) => {
+    const usable = host.addresses.filter((address) => localAddress === undefined || isIPv4(address) === isIPv4(localAddress));
+    const [four, six] = [usable.filter((address) => isIPv4(address)), usable.filter((address) => !isIPv4(address))];
+    const more = six.slice(four.length).map((address): Target => ({ host, address, other: undefined }));
+    return [...four.map((address, i): Target => ({ host, address, other: six[i] })), ...more];
+  });
+  return [...each.flatMap((of) => of.slice(0, TARGETS_OF_HOST)), ...each.flatMap((of) => of.slice(TARGETS_OF_HOST))].slice(0, TARGETS);
 }
 
 function letterOf(signed: Signed): LetterToGo {
   const { envelope, plan } = signed.message;
+const waysTo = ({ address, other }: Target): string => (other === undefined ? address : `${address}+${other}`);
+
+function letterOf(signed: Signed): Letter {
+  const { envelope } = signed.message;
   const { wire, domain, dsn } = signed.recipient;
   const chunks = [signed.head, ...signed.body];
   let size = 0;

@@ -49,6 +49,8 @@ export const DEFAULT_TIMEOUTS: SessionTimeouts = Object.freeze({
 export interface ConnectOptions {
   /** An address, not a name. */
   readonly host: string;
+  /** Another of the same host, of the other family: whichever takes the connection first. */
+  readonly other?: string;
   readonly port: number;
   readonly localAddress?: string;
   readonly helo: string;

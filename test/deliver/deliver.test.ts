@@ -212,6 +212,29 @@ t.test('delivered, kept and reused', async (t) => {
   }, { idleMs: 40 });
 });
 
+t.test('a host with many addresses that is down leaves room for the next', async (t) => {
+  await scene([{}], async ({ mxes: [mx], deliverer }) => {
+    const port = mx?.port ?? 0;
+    const dead = Array.from({ length: 8 }, (_, i) => `127.0.1.${i + 1}`);
+    const hosts = [{ name: 'one', addresses: dead, port, preference: 1 }, { name: 'two', addresses: ['127.0.0.1'], port, preference: 2 }];
+    t.match(await deliverer.attempt(signed(), { ...hostsOf([]), hosts }, { egress: 'main' }), { kind: 'delivered', host: 'two' });
+  });
+});
+
+const six = await startMx({}, '::1').then((mx) => mx, () => undefined);
+t.teardown(() => six?.close());
+t.test('a host in both families: whichever answers', { skip: six === undefined && 'SKIPPED: no ::1 here' }, async (t) => {
+  const port = six?.port ?? 0;
+  await scene([], async ({ deliverer, open }) => {
+    const hosts = [{ name: 'both', addresses: ['127.0.1.1', '127.0.1.2', '::1'], port, preference: 1 }];
+    t.match(await deliverer.attempt(signed(), { ...hostsOf([]), hosts }, { egress: 'any' }), { kind: 'delivered', host: 'both' });
+    t.equal(await open(), 1);
+    t.equal((await deliverer.attempt(signed(), { ...hostsOf([]), hosts }, { egress: 'any' })).kind, 'delivered');
+    t.equal(six?.connections(), 1, 'and is kept');
+    t.match(await deliverer.attempt(signed(), { ...hostsOf([]), hosts }, { egress: 'main' }), { kind: 'deferred', phase: 'connect' }, 'from an address of one family, only that');
+  });
+});
+
 t.test('TLS', async (t) => {
   await scene([{ brokenTls: true }], async ({ mxes: [mx], attempt }) => {
     t.match(await attempt(), { kind: 'delivered', tls: '' });

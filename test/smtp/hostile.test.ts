@@ -1,5 +1,7 @@
 // Receivers that are broken or mean harm, against the outbound session: what they send and when they send it
 // must lose no mail, hand nothing over twice, reach no other message, and cost no more than it is worth.
+import { spawn } from 'node:child_process';
+import { connect, type Socket } from 'node:net';
 import t from 'tap';
 import { connectSession, DEFAULT_TIMEOUTS, type Connected, type ConnectOptions, type Letter, type OutboundSession, type SendResult } from '../../daemon/smtp/session.ts';
 import { ReplyReader } from '../../daemon/smtp/reply-reader.ts';
@@ -231,6 +233,47 @@ t.test('the time limits are those of RFC 5321 §4.5.3.2, each in its phase', asy
     s.close();
   });
 });
+
+t.test('two addresses: the other is tried when the first is refused, or silent for a second', async (t) => {
+  await withMx({}, async (mx) => {
+    t.equal((await open(mx, { host: '127.0.1.1', other: '127.0.0.1' })).kind, 'session', 'refused');
+    const { host, fill, end } = await deafPort(mx.port);
+    try {
+      await fill();
+      const started = Date.now();
+      const connected = await open(mx, { host, other: '127.0.0.1', timeouts: { ...QUICK, connectMs: 20_000 } });
+      t.equal(connected.kind, 'session', 'silent');
+      t.ok(Date.now() - started >= 900, 'not before a second: a slow host would see two connections');
+      t.match(await open(mx, { host, other: '127.0.1.1', timeouts: { ...QUICK, connectMs: 1_500 } }), { kind: 'broken', phase: 'connect', fault: 'timeout' }, 'neither');
+      t.match(await open(mx, { host: '127.0.1.1', other: '127.0.1.1' }), { kind: 'broken', phase: 'connect', fault: 'closed' });
+      const alone = mx.connections();
+      t.equal((await open(mx, { other: '127.0.0.1' })).kind, 'session');
+      await pause(50);
+      t.equal(mx.connections(), alone + 1, 'who answers sees one');
+    } finally {
+      end();
+    }
+  });
+});
+
+/** An address that takes no connection and refuses none: its backlog is full and nobody accepts. */
+async function deafPort(port: number): Promise<{ readonly host: string; readonly fill: () => Promise<void>; readonly end: () => void }> {
+  const host = '127.0.1.9';
+  const child = spawn('perl', ['-MSocket', '-e', 'socket(S,PF_INET,SOCK_STREAM,0) && bind(S,sockaddr_in($ARGV[1],inet_aton($ARGV[0]))) && listen(S,0) or die; $|=1; print "up"; sleep 60', host, String(port)], { stdio: ['ignore', 'pipe', 'inherit'] });
+  await new Promise((up) => child.stdout.once('data', up));
+  const sockets: Socket[] = [];
+  return {
+    host,
+    async fill() {
+      for (let i = 0; i < 4; i++) sockets.push(connect({ host, port }).on('error', () => undefined));
+      await pause(100);
+    },
+    end() {
+      for (const socket of sockets) socket.destroy();
+      child.kill();
+    },
+  };
+}
 
 t.test('a peer that stops reading', async (t) => {
   await withMx({}, async (mx) => {
