@@ -2,6 +2,7 @@
 // takes for "none", what it must only ever call "failed", and how long it believes any of it.
 import { createSocket } from 'node:dgram';
 import t from 'tap';
+import { AnswerCache } from '../../daemon/dns/cache.ts';
 import { isPublicAddress, openResolver, type Answer, type Resolver } from '../../daemon/dns/index.ts';
 import { systemClock, type Clock } from '../../daemon/runtime/index.ts';
 import { startZone, type Zone, type ZoneOptions, type ZoneServer } from '../lib/zone.ts';
@@ -130,6 +131,18 @@ t.test('one family that fails does not hide the other', async (t) => {
   t.equal((await resolver.addresses('bare.example')).kind, 'failed', 'no A and an AAAA nobody knows: cannot tell');
 });
 
+t.test('an address in hand does not wait for a family that is silent', async (t) => {
+  const server = await startZone({ 'half.example': { A: ['192.0.2.1'], fault: 'timeout', faultTypes: ['AAAA'] } });
+  const resolver = openResolver({ servers: [server], timeoutMs: 20_000, trustAd: false }, systemClock);
+  t.teardown(async () => {
+    resolver.close();
+    await server.close();
+  });
+  const startedAt = performance.now();
+  t.same(recordsOf(await resolver.addresses('half.example')), ['192.0.2.1']);
+  t.ok(performance.now() - startedAt < 15_000);
+});
+
 t.test('a spoofed datagram is passed over for the true one; a cut answer is fetched over TCP', async (t) => {
   const { resolver, server } = await setUp(t, {
     'spoof.example': { MX: [[1, 'mx.example']], fault: 'spoofed-first' },
@@ -142,6 +155,40 @@ t.test('a spoofed datagram is passed over for the true one; a cut answer is fetc
   t.same(server.queries.map((query) => query.transport), ['udp', 'udp', 'tcp', 'udp', 'tcp']);
   await resolver.txt('big.example');
   t.equal(server.queries.length, 7, 'an answer of 9,000 octets is not kept');
+});
+
+t.test('over TCP too: silence, garbage and other questions are failures', async (t) => {
+  const { resolver, server } = await setUp(t, { 'silent.example': { fault: 'tcp-silent' }, 'wrong.example': { fault: 'tcp-wrong', A: ['192.0.2.1'] }, 'garbage.example': { fault: 'tcp-garbage' } });
+  t.match(reasonOf(await resolver.mx('silent.example')), /no answer within 60 ms/);
+  t.match(reasonOf(await resolver.mx('wrong.example')), /answer to another question/);
+  t.match(reasonOf(await resolver.mx('garbage.example')), /answer to another question/);
+  t.ok(server.queries.some(({ transport }) => transport === 'tcp'));
+});
+
+t.test('as many MX records as a message holds (64 KiB) come over TCP and are not kept', async (t) => {
+  const MX = Array.from({ length: 1_500 }, (_, i): [number, string] => [i, `m${i}.example`]);
+  const { resolver, server } = await setUp(t, { 'many.example': { MX, fault: 'truncate' } });
+  t.equal(recordsOf(await resolver.mx('many.example')).length, 1_500);
+  const asked = server.queries.length;
+  t.equal(recordsOf(await resolver.mx('many.example')).length, 1_500);
+  t.equal(server.queries.length, asked * 2, 'a stranger\'s zone does not fill the cache');
+});
+
+t.test('records about other names are neither an answer nor remembered', async (t) => {
+  const { resolver, server } = await setUp(t, { 'evil.example': { fault: 'strangers' }, 'victim.example': { A: ['192.0.2.1'] } });
+  t.equal((await resolver.addresses('evil.example')).kind, 'none');
+  t.same(recordsOf(await resolver.addresses('victim.example')), ['192.0.2.1']);
+  t.ok(server.queries.some(({ name }) => name === 'victim.example'));
+});
+
+t.test('the cache is bounded, and gives up what was used least lately', async (t) => {
+  const cache = new AnswerCache({ now: () => 0, after: () => () => undefined });
+  const read = { answer: { kind: 'none' as const }, cacheSeconds: 60 };
+  for (let i = 0; i < 50_000; i++) cache.keep(`MX d${i}.example`, read, 100);
+  t.ok(cache.get('MX d0.example'), 'used');
+  for (let i = 0; i < 10; i++) cache.keep(`MX e${i}.example`, read, 100);
+  t.ok(cache.get('MX d0.example'));
+  t.same(Array.from({ length: 12 }, (_, i) => cache.get(`MX d${i + 1}.example`) === undefined), [...Array.from({ length: 10 }, () => true), false, false]);
 });
 
 t.test('the next server is asked', async (t) => {

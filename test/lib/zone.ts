@@ -24,8 +24,8 @@ export interface ZoneEntry {
   readonly ttl?: number;
 }
 
-/** `timeout`: silence. `truncate`: TC and nothing else over UDP. `wrong-*`: an answer to something else. `lame`: a referral. */
-export type Fault = 'servfail' | 'refused' | 'timeout' | 'truncate' | 'wrong-id' | 'wrong-question' | 'garbage' | 'pointer-loop' | 'lame' | 'no-soa' | 'spoofed-first';
+/** `timeout`: silence. `truncate`: TC and nothing else over UDP; `tcp-*`: and then this over TCP. `wrong-*`: an answer to something else. `lame`: a referral. */
+export type Fault = 'servfail' | 'refused' | 'timeout' | 'truncate' | 'wrong-id' | 'wrong-question' | 'garbage' | 'pointer-loop' | 'lame' | 'no-soa' | 'spoofed-first' | 'tcp-silent' | 'tcp-wrong' | 'tcp-garbage' | 'strangers';
 
 export type Zone = Record<string, ZoneEntry>;
 
@@ -164,6 +164,13 @@ function faultyReplies(fault: Fault, query: Packet, question: Question, transpor
     case 'refused': return [dnsPacket.encode({ ...empty, flags: plain | 5 })];
     case 'timeout': return [];
     case 'truncate': return [dnsPacket.encode(transport === 'udp' ? { ...empty, flags: plain | dnsPacket.TRUNCATED_RESPONSE } : good)];
+    case 'tcp-silent':
+    case 'tcp-wrong':
+    case 'tcp-garbage':
+      if (transport === 'udp') return [dnsPacket.encode({ ...empty, flags: plain | dnsPacket.TRUNCATED_RESPONSE })];
+      return fault === 'tcp-silent' ? [] : fault === 'tcp-garbage' ? [Buffer.alloc(40, 0xff)] : [dnsPacket.encode({ ...good, questions: [{ ...question, name: `not-${question.name}` }] })];
+    // Records nobody asked for, about somebody else (a cache's poison).
+    case 'strangers': return [dnsPacket.encode({ ...empty, answers: [{ type: 'A', name: 'victim.example', ttl: 300, data: '192.0.2.66' }], additionals: [{ type: 'A', name: question.name, ttl: 300, data: '192.0.2.66' }] })];
     case 'wrong-id': return [dnsPacket.encode({ ...good, id: (id + 1) & 0xffff })];
     case 'wrong-question': return [dnsPacket.encode({ ...good, questions: [{ ...question, name: `not-${question.name}` }] })];
     case 'garbage': {
