@@ -3,7 +3,7 @@ import { copyFileSync, readdirSync, readFileSync, rmSync, writeFileSync } from '
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { formatProblem, hashPolicy, laneLimits, loadSettings, type Settings } from '../../daemon/settings/index.ts';
+import { explainLimits, formatProblem, hashPolicy, laneLimits, loadSettings, sharedLimits, type Settings } from '../../daemon/settings/index.ts';
 import { CASES, copyTree, REPOSITORY } from './tree.ts';
 
 const roots: string[] = [];
@@ -50,6 +50,27 @@ t.test('a tree becomes a frozen snapshot with units resolved', async (t) => {
   t.strictSame(settings.credentials.get('shop')?.rate, { count: 600, perMs: 60_000, burst: 20 });
   t.equal(settings.credentials.get('shop'), acme?.credentials[0]);
   for (const part of [settings, server, server.limits, shaping.providers, acme, acme?.policies[0]?.purposes, acme?.domains[0]?.dkim, acme?.credentials[0]?.from]) t.ok(Object.isFrozen(part));
+});
+
+t.test('limits of a lane: each layer over the one before, key by key, and unset drops what was inherited', async (t) => {
+  const root = tree(join(CASES, 'good/acme'));
+  writeFileSync(join(root, 'shaping.yaml'), `
+defaults: { connections: 20, message_rate: 50/s, connection_rate: 9/s, idle: 7s }
+egress: [{ id: warm, address: 192.0.2.25, helo: mx.operator.example, connections: 8, deliveries_per_connection: 3, connection_rate: unset, total: { connections: 30 } }, { id: cold, address: 192.0.2.26, helo: m2.operator.example }]
+providers:
+  - { id: google, match: [.google.com], connections: 5, message_rate: unset, total: { message_rate: 6/s }, egress: [{ id: warm, connections: 2, connection_rate: 1/min }] }
+`);
+  const { shaping } = good(root, t);
+  const lane = (egress: string, provider: string): Record<string, unknown> => {
+    const { limits: { connections, messageRate, connectionRate, deliveriesPerConnection, idleMs }, from } = explainLimits(shaping, { egress, provider });
+    return { connections, messageRate: messageRate?.count, connectionRate: connectionRate?.count, deliveriesPerConnection, idleMs, by: from.connections, unsetBy: from.messageRate };
+  };
+  const base = { connections: 20, messageRate: 50, connectionRate: 9, deliveriesPerConnection: 100, idleMs: 7_000, by: 'defaults', unsetBy: 'defaults' };
+  t.strictSame(lane('cold', ''), base, 'defaults over what is built in');
+  t.strictSame(lane('warm', ''), { ...base, connections: 8, connectionRate: undefined, deliveriesPerConnection: 3, by: 'egress warm' });
+  t.strictSame(lane('cold', 'google'), { ...base, connections: 5, messageRate: undefined, by: 'provider google', unsetBy: 'provider google' });
+  t.strictSame(lane('warm', 'google'), { ...base, connections: 2, messageRate: undefined, connectionRate: 1, deliveriesPerConnection: 3, by: 'provider google, egress warm', unsetBy: 'provider google' });
+  t.match(sharedLimits(shaping, { egress: 'warm', provider: 'google' }), [{ key: 'provider google', messageRate: { count: 6 } }, { key: 'egress warm', connections: 30 }], 'totals hold beside them');
 });
 
 t.test('the tree we ship is good once its keys are made', async (t) => {
