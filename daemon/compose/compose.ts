@@ -5,11 +5,12 @@
 // untouched and is listed with a reason from a closed list. RFC 6409 §8, RFC 5322 §3.6, RFC 8601 §5.
 import {
   fieldValue, fieldValues, indexHeader, indexMime,
-  type Admitted, type Composed, type HeaderField, type HeaderIndex, type Plan, type PlannedPart, type Range,
+  type Admitted, type Composed, type HeaderField, type HeaderIndex, type MimeLeaf, type Plan, type PlannedPart, type Range,
 } from '../mail/index.ts';
 import type { SendingDomain, Stream } from '../settings/index.ts';
 import { PLACEHOLDERS } from './links.ts';
 import { MAX_LINKS, planPart } from './part.ts';
+import { holdsPlaceholder, unfilledIn } from './unfilled.ts';
 
 export interface ComposeContext {
   /** What we call ourselves; no Authentication-Results in our name comes from outside. */
@@ -48,6 +49,7 @@ function planOf({ raw, id, receivedAt, origin, recipients }: Admitted, context: 
     ...(fieldValues(raw, header, 'tls-required').some((value) => value.toLowerCase() === 'no') ? { tlsOptional: true } : {}),
     ...(recipients.length > 1 ? { shared: true } : {}),
     ...(text.unknown === undefined ? {} : { unknown: text.unknown }),
+    ...(text.unfilled === undefined ? {} : { unfilled: text.unfilled }),
     untouched: text.untouched,
   };
 }
@@ -107,21 +109,29 @@ function formatDate(at: number): string {
   return new Date(at).toUTCString().replace('GMT', '+0000');
 }
 
-type TextPlan = Pick<Plan, 'parts' | 'untouched' | 'unknown'>;
+type TextPlan = Pick<Plan, 'parts' | 'untouched' | 'unknown' | 'unfilled'>;
 
 /** Where the text of a message can be edited, and what in it cannot; for who wants to know it before it is sent, too. */
 export function planText(raw: Buffer, header: HeaderIndex, context: Pick<ComposeContext, 'stream' | 'domain' | 'untracked'>): TextPlan {
   const { leaves, verdict } = indexMime(raw, header);
-  if (verdict !== 'ok') return { parts: [], untouched: [{ part: 0, why: verdict }] };
+  if (verdict !== 'ok') return { parts: [], untouched: [{ part: 0, why: verdict }], ...unfilledIn(holdsPlaceholder(raw, { start: header.bodyStart, end: raw.length }) ? [{ part: 0, why: verdict }] : []) };
   const { stream, domain, untracked = [] } = context;
   const parts: PlannedPart[] = [];
   const untouched: { part: number; why: string }[] = [];
+  const unfilled: { part: number; why: string }[] = [];
+  const skipped = (part: number, leaf: MimeLeaf, why: string): void => {
+    if (why !== 'encrypted' && holdsPlaceholder(raw, leaf.range, leaf.encoding)) unfilled.push({ part, why });
+  };
   const left = { ownHost: new URL(domain.pages).host, domains: untracked, objections: objectionsIn(raw, header) };
   let pixel = true;
   let linksLeft = MAX_LINKS;
   for (const [part, leaf] of leaves.entries()) {
     // An attachment or a picture was never meant to be edited; what was meant to be, and is not, is counted.
-    if (leaf.closed === 'attachment' || leaf.closed === 'not-text' || (leaf.closed === '' && !READ.has(leaf.type))) continue;
+    if (leaf.closed === 'attachment' || leaf.closed === 'not-text') continue;
+    if (leaf.closed === '' && !READ.has(leaf.type)) {
+      skipped(part, leaf, 'type');
+      continue;
+    }
     // Nothing to read; where a boundary ended the header, a pixel here would stand in the header.
     if (leaf.range.start === leaf.range.end) continue;
     const html = leaf.type === 'text/html';
@@ -132,6 +142,7 @@ export function planText(raw: Buffer, header: HeaderIndex, context: Pick<Compose
     if (linked && flows) untouched.push({ part, why: 'delsp' });
     if (typeof planned === 'string') {
       if (linked || leaf.closed !== '') untouched.push({ part, why: planned });
+      skipped(part, leaf, planned);
     } else {
       // One pixel a message: the first HTML text is the one that is shown.
       if (html) pixel = false;
@@ -140,7 +151,7 @@ export function planText(raw: Buffer, header: HeaderIndex, context: Pick<Compose
     }
   }
   const unknown = parts.flatMap(({ edits }) => edits).find(({ kind, target }) => kind === 'placeholder' && !PLACEHOLDERS.some((name) => name === target));
-  return { parts, untouched, ...(unknown !== undefined && { unknown: unknown.target }) };
+  return { parts, untouched, ...(unknown !== undefined && { unknown: unknown.target }), ...unfilledIn(unfilled) };
 }
 
 /** Texts that are read; of AMP only what others would count. */

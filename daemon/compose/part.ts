@@ -19,7 +19,7 @@ export interface PartWishes {
   readonly left: LeftAlone;
 }
 
-/** A newsletter has fifty links; a message with thousands is no letter, and each costs a seal per copy. */
+/** A newsletter has fifty links, placeholders included; a message with thousands is no letter, and each costs a seal per copy. */
 export const MAX_LINKS = 1_000;
 // Mail programs cut a text off at a tenth of a megabyte; past this, reading it would hold up everybody's mail.
 const MAX_TEXT_OCTETS = 4 * 1024 * 1024;
@@ -43,14 +43,18 @@ export function planPart(raw: Buffer, leaf: MimeLeaf, wishes: PartWishes): Plann
   if (/^-----BEGIN PGP /m.test(text)) return 'pgp';
   const html = leaf.type !== 'text/plain';
   const found = html ? findInHtml(text) : { links: wishes.links ? findInText(text) : [], pixelAt: -1 };
-  if (found.links.length > wishes.linksLeft) return 'too-many-links';
+  const placeholders = findPlaceholders(text);
+  if (found.links.length + placeholders.length > wishes.linksLeft) return 'too-many-links';
+  // What stands in the address of somebody's counter leaves with it.
+  const emptied = found.links.filter(({ kind }) => kind === 'tracker');
+  const places = placeholders.filter(({ start, end }) => !emptied.some((one) => one.start <= start && end <= one.end));
   const edits: PlannedEdit[] = [];
   for (const link of found.links) {
     const target = link.kind === 'tracker' ? '' : wishes.links ? targetOf(link.value, html, isUtf8(leaf.charset), wishes.left) : undefined;
     const edit = target === undefined ? undefined : proven(raw, leaf, link.value, { kind: link.kind, ...decoded.place(link.start, link.end), target });
     if (edit !== undefined) edits.push(edit);
   }
-  for (const { name, start, end } of findPlaceholders(text)) {
+  for (const { name, start, end } of places) {
     const edit = proven(raw, leaf, text.slice(start, end), { kind: 'placeholder', ...decoded.place(start, end), target: name });
     if (edit !== undefined) edits.push(edit);
   }

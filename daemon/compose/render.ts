@@ -251,16 +251,27 @@ function base64Spliced(body: Buffer[], raw: Buffer, part: PlannedPart, edits: re
 /** The run's text with the edits made, of such a length that what comes after it stays in its groups. */
 function base64Text(raw: Buffer, run: Range, edits: readonly PlannedEdit[], ink: Ink): string {
   const clear = clearText(raw, run);
-  const octetsTo = (end: number): number => (end === run.end ? clear.length : clearText(raw, { start: run.start, end }).length);
+  const [octetsToStart, octetsToEnd] = [countOctets(raw, run), countOctets(raw, run)];
   let text = '';
   let from = 0;
   for (const [i, edit] of edits.entries()) {
     const [before, after] = edit.keep ?? [0, 0];
-    text += clear.slice(from, octetsTo(edit.start) + before);
-    from = octetsTo(edit.end) - after;
+    text += clear.slice(from, octetsToStart(edit.start) + before);
+    from = octetsToEnd(edit.end) - after;
     // Padding ends the part: nothing comes after it.
     const free = i < edits.length - 1 || raw[run.end - 1] === EQUALS;
     text += free ? ink.text(edit) : ink.text(edit, text.length + clear.length - from);
   }
   return text + clear.slice(from);
+}
+
+/** Counts the decoded octets before places of a run that come in order, and reads nothing twice. */
+function countOctets(raw: Buffer, run: Range): (to: number) => number {
+  let at = run.start;
+  let octets = 0;
+  return (to) => {
+    octets += clearText(raw, { start: at, end: to }).length;
+    at = Math.max(at, to);
+    return octets;
+  };
 }

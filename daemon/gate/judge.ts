@@ -52,7 +52,7 @@ export interface MessageQuestion {
 export interface TextQuestion {
   readonly tenant: Tenant;
   readonly stream: Stream;
-  readonly plan: Pick<Plan, 'parts' | 'unknown'>;
+  readonly plan: Pick<Plan, 'parts' | 'unknown' | 'unfilled'>;
   /** Every recipient allows individual opens. */
   readonly individual: boolean;
   readonly explain?: boolean;
@@ -166,6 +166,7 @@ export function judgeMessage({ tenant, stream, credential, envelope, header, pro
 export function judgeText({ tenant, stream, plan, individual, explain }: TextQuestion): Verdict {
   const notes = new Notes(explain, tenant.shadow);
   const refused = notes.ask(plan.unknown === undefined, 'message-placeholder', plan.unknown)
+    ?? notes.ask(plan.unfilled === undefined, 'message-placeholder-unfilled', plan.unfilled)
     ?? notes.ask(stream.thirdPartyTrackers !== 'refuse' || individual || !plan.parts.some(({ edits }) => edits.some(({ kind }) => kind === 'tracker')), 'message-third-party-tracker');
   return refused ?? notes.yes('ok-message', { evidence: '', policy: '', tracking: NO_TRACKING, unsubscribable: false });
 }

@@ -49,6 +49,7 @@ export const RULES = {
   'message-to-mismatch': 'the address in To or Cc is neither the only recipient nor in a sending domain of this account',
   'message-unsubscribe': 'List-Unsubscribe-Post needs one List-Unsubscribe field with an https URI',
   'message-placeholder': 'there is no placeholder postern.{}; there are unsubscribe, preferences and stop_tracking',
+  'message-placeholder-unfilled': 'a placeholder stands where nothing is filled in, in part {}',
   'message-third-party-tracker': 'pictures that count opens for others are in the text, and a recipient does not allow individual opens',
   'profile-header': 'the rules for a recipient ask for the header field {}',
   'profile-footer-sender': 'the text does not show contact.name, which profile {} asks for',

@@ -130,6 +130,8 @@ export interface Plan {
   readonly shared?: boolean;
   /** A placeholder of ours that does not exist: its message is refused. */
   readonly unknown?: string;
+  /** Where a placeholder stands that nothing fills in, and why, `2: it is signed`: its message is refused. */
+  readonly unfilled?: string;
   /** Text parts left untouched because they could not be read safely, with why; counted. */
   readonly untouched: readonly { readonly part: number; readonly why: string }[];
 }

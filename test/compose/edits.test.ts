@@ -5,7 +5,7 @@ import * as fc from 'fast-check';
 import t from 'tap';
 import { openToken } from '../../daemon/compose/index.ts';
 import { NO_TRACKING, type Tracking } from '../../daemon/mail/index.ts';
-import { ALL, CODINGS, PAGES, STREAM, body, bytes, composed, copy, crlf, decoded, html, keyring, letter, newsletters, type Coding } from './letters.ts';
+import { ALL, CODINGS, PAGES, STREAM, body, bytes, composed, copy, crlf, decoded, encoded, html, keyring, letter, newsletters, undone, type Coding } from './letters.ts';
 
 t.setTimeout(60_000);
 const ring = keyring(t.testdir());
@@ -52,6 +52,62 @@ t.test('placeholders: a mistake is named, and what only looks like one is left a
   }
   const attached = letter('Content-Type: text/html\nContent-Disposition: attachment; filename=a.html\n', '{{postern.unsubscribe}}');
   t.ok(body(copy(composed(attached), ring, NO_TRACKING)).toString().endsWith('{{postern.unsubscribe}}'), 'not in a file');
+});
+
+t.test('placeholders: where nothing is edited, they are named with the part and why', async (t) => {
+  const P = '<p>{{postern.unsubscribe}}</p>';
+  const utf16 = Buffer.from(P, 'utf16le');
+  const table: readonly (readonly [string, string, string | Buffer, string | undefined])[] = [
+    ['charset', 'Content-Type: text/html; charset=shift_jis\n', P, '1: its charset'],
+    ['UTF-16', 'Content-Type: text/html; charset=utf-16\nContent-Transfer-Encoding: base64\n', Buffer.from(utf16.toString('base64')), '1: its charset'],
+    ['too large', 'Content-Type: text/html\n', `${P}${'x'.repeat(5_000_000)}`, '1: it is larger than 4 MiB'],
+    ['too large, base64', 'Content-Type: text/html\nContent-Transfer-Encoding: base64\n', encoded(Buffer.from(`${P}${'x'.repeat(5_000_000)}`), 'base64'), '1: it is larger than 4 MiB'],
+    ['too many', 'Content-Type: text/plain\n', '{{postern.unsubscribe}}\n'.repeat(1_001), '1: it has more than 1000 links'],
+    ['too many with links', 'Content-Type: text/html\n', `${P}${'<a href="https://x.example/">'.repeat(1_000)}`, '1: it has more than 1000 links'],
+    ['signed', 'Content-Type: multipart/signed; boundary=b\n', `--b\nContent-Type: text/html\n\n${P}\n--b\nContent-Type: application/pgp-signature\n\nx\n--b--\n`, '1: it is signed'],
+    ['signed, quoted-printable', 'Content-Type: multipart/signed; boundary=b\n', `--b\nContent-Type: text/html\nContent-Transfer-Encoding: quoted-printable\n\n{=7Bpostern.un=\nsubscribe}}\n--b--\n`, '1: it is signed'],
+    ['PGP in the text', 'Content-Type: text/plain\n', `-----BEGIN PGP SIGNED MESSAGE-----\n\n${P}\n`, '1: it is signed or encrypted with PGP'],
+    ['the second part', 'Content-Type: multipart/alternative; boundary=b\n', `--b\nContent-Type: text/plain\n\nx\n--b\nContent-Type: text/html; charset=x-odd\n\n${P}\n--b--\n`, '2: its charset'],
+    ['NUL', 'Content-Type: text/html\n', `${P}\0`, '1: it holds a NUL'],
+    ['broken quoted-printable', 'Content-Type: text/html\nContent-Transfer-Encoding: quoted-printable\n', `${P}=`.repeat(2), '1: its quoted-printable'],
+    ['broken base64', 'Content-Type: text/html\nContent-Transfer-Encoding: base64\n', `${Buffer.from(`${P}xx`).toString('base64')}!`, '1: its base64'],
+    ['a calendar', 'Content-Type: text/calendar\n', P, '1: texts of its type'],
+    ['an odd encoding', 'Content-Type: text/html\nContent-Transfer-Encoding: x-odd\n', P, '1: its transfer encoding'],
+    ['two types', 'Content-Type: text/html\nContent-Type: text/plain\n', P, '1: its header can be read in two ways'],
+    ['no boundary', 'Content-Type: multipart/mixed\n', `--b\n\n${P}\n--b--\n`, '1: its boundary'],
+    ['many parts', 'Content-Type: multipart/mixed; boundary=b\n', `${'--b\n\nx\n'.repeat(1_001)}--b\n\n${P}\n--b--\n`, '1: the message has too many parts'],
+    ['encrypted: nobody can tell', 'Content-Type: multipart/encrypted; boundary=b\n', `--b\n\n${P}\n--b--\n`, undefined],
+    ['encrypted, and one that is not', 'Content-Type: multipart/mixed; boundary=a\n', `--a\nContent-Type: multipart/encrypted; boundary=b\n\n--b\n\n${P}\n--b--\n--a\nContent-Type: text/html; charset=x-odd\n\n${P}\n--a--\n`, '2: its charset'],
+    ['a file', 'Content-Type: text/html; charset=x-odd\nContent-Disposition: attachment; filename=a.html\n', P, undefined],
+    ['none there', 'Content-Type: text/html; charset=x-odd\n', '<p>{{postern}} postern.unsubscribe</p>', undefined],
+    ['edited', 'Content-Type: text/html\n', P, undefined],
+  ];
+  for (const [name, head, text, unfilled] of table) {
+    const { plan } = composed(letter(head, text));
+    t.equal(plan.unfilled === undefined ? undefined : plan.unfilled.slice(0, unfilled?.length), unfilled, name);
+    t.equal(plan.unknown, undefined);
+  }
+  for (const coding of CODINGS) {
+    const shown = composed(html('<img src="https://t.example/o?{{postern.unsubscribe}}&u=1" width="1" height="1">', coding));
+    t.match(decoded(body(copy(shown, ring, NO_TRACKING)), coding), /<img src="data:image\/gif;base64,[\w+/=]+ *" width="1" height="1">/, `${coding}: of a tracker that is emptied nothing stays`);
+  }
+});
+
+t.test('base64: links side by side, in each way their groups can meet', async (t) => {
+  const stream = { ...STREAM, textLinks: true };
+  for (const between of [' ', '  ', '   ', ' \r\n ']) {
+    for (let shift = 0; shift < 3; shift++) {
+      const targets = Array.from({ length: 300 }, (_, i) => `https://x.example/${i}${'a'.repeat(i % 7)}`);
+      const text = 'x '.padEnd(2 + shift, ' ') + targets.join(between);
+      const out = copy(composed(letter('Content-Type: text/plain\nContent-Transfer-Encoding: base64\n', encoded(Buffer.from(text), 'base64')), { stream }), ring, ALL, { stream });
+      t.equal(out.links, 300);
+      const back = undone(decoded(body(out), 'base64'), ring);
+      t.same(back.targets, targets);
+      t.equal(back.text, text);
+    }
+  }
+  const many = letter('Content-Type: text/plain\nContent-Transfer-Encoding: base64\n', encoded(Buffer.from('{{postern.unsubscribe}}'.repeat(100_000)), 'base64'));
+  t.match(composed(many).plan, { parts: [], unfilled: /more than 1000 links/ }, 'placeholders are links');
 });
 
 const TRACKERS = [

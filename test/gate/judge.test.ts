@@ -222,11 +222,14 @@ t.test('what stands in the text: placeholders, and the trackers of others', asyn
   const part = (kind: 'link' | 'tracker'): Plan['parts'] => [{ range: { start: 0, end: 9 }, encoding: 'identity', charset: 'utf-8', edits: [{ kind, start: 1, end: 2, target: '' }] }];
   const refusing = { ...newsStream, thirdPartyTrackers: 'refuse' as const };
   t.equal(about({}).rule, 'ok-message');
+  const unfilled = about({ plan: { parts: [], unfilled: '2: it is signed' } });
+  t.match(unfilled, { answer: 'no', rule: 'message-placeholder-unfilled' });
+  if (unfilled.answer === 'no') t.equal(formatReply(verdictReply(unfilled, 'R1')), '554 5.6.0 a placeholder stands where nothing is filled in, in part 2: it is signed (rule message-placeholder-unfilled, ref R1)');
   t.match(about({ plan: { parts: [], unknown: 'unsubscrybe' } }), { answer: 'no', rule: 'message-placeholder', reason: /postern\.unsubscrybe; there are unsubscribe, / });
   for (const [stream, kind, individual, rule] of [
     [newsStream, 'tracker', false, 'ok-message'], [refusing, 'link', false, 'ok-message'], [refusing, 'tracker', true, 'ok-message'], [refusing, 'tracker', false, 'message-third-party-tracker'],
   ] as const) t.equal(about({ stream, plan: { parts: part(kind) }, individual }).rule, rule);
-  const shadow = new Set(['message-third-party-tracker', 'message-placeholder']);
+  const shadow = new Set(['message-third-party-tracker', 'message-placeholder', 'message-placeholder-unfilled']);
   t.match(about({ tenant: { ...tenantOf(policy(1)), shadow }, stream: refusing, plan: { parts: part('tracker') } }), { answer: 'yes', shadowed: ['message-third-party-tracker'] });
   t.match(about({ tenant: { ...tenantOf(policy(1)), shadow }, plan: { parts: [], unknown: '' } }), { answer: 'no' }, 'nobody gets what was never filled in');
 });
