@@ -110,7 +110,8 @@ export interface Ledger {
   importProgress(tenant: string, file: string): Promise<ImportProgress | undefined>;
   /** Lifts what matches, for this person in either width. @returns how many were lifted */
   lift(tenant: string, hashes: AddressHashes, by: string, only?: { readonly scope?: SuppressionScope; readonly cause?: SuppressionCause }): Promise<number>;
-  list(tenant: string): AsyncIterable<ListedSuppression>;
+  /** In order of hash, from the first that begins with `from` (hex) or comes after; nothing before it is read. */
+  list(tenant: string, from?: string): AsyncIterable<ListedSuppression>;
 
   suspend(tenant: string, cause: string, by: string): Promise<Suspension>;
   /** @returns false when the tenant was not suspended */

@@ -113,8 +113,11 @@ class FilePersonKeys implements PersonKeys {
   person(tenant: string, slot: number): Buffer | undefined {
     const files = this.#tenants.get(tenant) ?? this.#open(tenant);
     const secret = Buffer.allocUnsafe(SECRET_OCTETS);
+    const read = readSync(files.person, secret, 0, SECRET_OCTETS, slot * SECRET_OCTETS);
+    // What was there when the file was opened is lost now, and not destroyed: nobody can tell what it said.
+    if (read < SECRET_OCTETS && slot < files.slots) throw new MailError('E_KEY_UNREADABLE', `keys/people/${tenant}.person was cut off: restore it from its latest copy`);
     // What a torn write left of a slot is no secret.
-    return readSync(files.person, secret, 0, SECRET_OCTETS, slot * SECRET_OCTETS) < SECRET_OCTETS || secret.equals(NOTHING) ? undefined : secret;
+    return read < SECRET_OCTETS || secret.equals(NOTHING) ? undefined : secret;
   }
 
   evidence(tenant: string, slot: number): Buffer | undefined {

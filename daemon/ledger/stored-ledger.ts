@@ -308,8 +308,9 @@ class StoredLedger implements Ledger {
     return count;
   }
 
-  async *list(tenant: string): AsyncGenerator<ListedSuppression> {
-    for await (const { key, value } of this.#store.scan(rowKey(TABLE.suppressed, tenant))) {
+  async *list(tenant: string, from = ''): AsyncGenerator<ListedSuppression> {
+    const prefix = rowKey(TABLE.suppressed, tenant);
+    for await (const { key, value } of this.#store.scan(prefix, 'state', Buffer.concat([prefix, Buffer.from(from, 'hex')]))) {
       const hash = key.toString('hex', HASH_AT);
       for (const suppression of decodeSuppressions(value)) yield { ...suppression, hash, width: WIDTH[suppression.cause] };
     }

@@ -108,6 +108,13 @@ t.test('(c), (d), (e): suppression is wide, consent narrow', async (t) => {
   t.equal(kept.until, undefined);
   const listed = [];
   for await (const s of ledger.list('acme')) listed.push(`${s.width} ${s.cause} ${s.scope}`);
+  const hashes: string[] = [];
+  for await (const { hash } of ledger.list('acme')) hashes.push(hash);
+  for (const from of hashes) {
+    const rest: string[] = [];
+    for await (const { hash } of ledger.list('acme', from)) rest.push(hash);
+    t.same(rest, hashes.slice(hashes.indexOf(from)), 'a page is read from its beginning, not from the first row');
+  }
   t.same(listed.sort(), ['address hard-bounce all', 'address unsubscribe purpose:news', 'family manual all', 'family objection all']);
   t.equal(await ledger.lift('acme', who('c.d@gmail.com'), 'test', { cause: 'objection' }), 0);
   t.equal(await ledger.lift('acme', who('c.d@gmail.com'), 'test'), 1);

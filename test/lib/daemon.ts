@@ -11,6 +11,7 @@ import { callControl } from '../../daemon/admin/index.ts';
 import { controlSocket, openStores, serve, type Daemon } from '../../daemon/main.ts';
 import { parseAddress, type OpenMode } from '../../daemon/mail/index.ts';
 import { openLog } from '../../daemon/runtime/index.ts';
+import { startMx, type Mx } from './mx.ts';
 import { makeSandbox, type Ports, type Sandbox } from '../../scripts/sandbox.ts';
 
 export const CHECKOUT = resolve(import.meta.dirname, '../..');
@@ -82,6 +83,31 @@ export async function makeGrounds(sink: number): Promise<Grounds> {
     serve: () => serve(sandbox.root, { log: openLog('silent') }),
     remove: () => rmSync(dir, { recursive: true, force: true }),
   };
+}
+
+/** What a flow test stands on; `restart` puts another daemon in its place. */
+export interface Scene {
+  readonly mx: Mx;
+  readonly grounds: Grounds;
+  daemon: Daemon;
+}
+
+/**
+ * A relay that serves people with these consents towards a scripted MX, until the test ends. `before` is done in
+ * the grounds before the daemon starts.
+ */
+export async function serveDaemon(t: { teardown(end: () => Promise<void>): unknown }, people: Readonly<Record<string, OpenMode>>, before?: (grounds: Grounds) => Promise<void> | void): Promise<Scene> {
+  const mx = await startMx();
+  const grounds = await makeGrounds(mx.port);
+  await grounds.consent(people);
+  await before?.(grounds);
+  const scene: Scene = { mx, grounds, daemon: await grounds.serve() };
+  t.teardown(async () => {
+    await scene.daemon.stop();
+    await mx.close();
+    grounds.remove();
+  });
+  return scene;
 }
 
 /** The relay as a process of its own; resolves when it takes mail. */

@@ -72,7 +72,7 @@ const list = route({
   answer: z.strictObject({ suppressions: z.array(listedSuppression), next: z.string().optional().meta({ description: 'Absent on the last page.' }) }),
   async run({ ledger }, { tenant, query: { after = '', limit: most = 100 } }) {
     const rows: ListedSuppression[] = [];
-    for await (const row of ledger.list(tenant.id)) {
+    for await (const row of ledger.list(tenant.id, after)) {
       if (row.hash <= after) continue;
       const last = rows.at(-1);
       // One person's suppressions stay on one page, so that the hash alone says where the next begins.
