@@ -3,29 +3,16 @@
 import { connect } from 'node:tls';
 import { simpleParser } from 'mailparser';
 import t from 'tap';
-import { eventually, makeGrounds, pause, type Grounds } from '../lib/daemon.ts';
-import { startMx, type Mx } from '../lib/mx.ts';
+import { eventually, pause, serveDaemon } from '../lib/daemon.ts';
 
 t.setTimeout(60_000);
 const SENDER = 'bounce@demo.example';
 const people = ['plain', 'slow', 'gone', 'jös', 'jür', 'late'].map((name) => `${name}@example.com`);
-let mx: Mx;
-let grounds: Grounds;
-let daemon: Awaited<ReturnType<Grounds['serve']>>;
-
-t.before(async () => {
-  mx = await startMx();
-  grounds = await makeGrounds(mx.port);
-  grounds.edit('tenants/demo.yaml', (text) => text.replace('class: marketing }', 'class: marketing, delay_notice: 2500ms }'));
-  grounds.edit('shaping.yaml', (text) => text.replace(/^retry: .*$/m, 'retry: { first: 1s, max: 1s }'));
-  await grounds.consent(Object.fromEntries(people.map((address) => [address, 'none'])));
-  daemon = await grounds.serve();
+const scene = await serveDaemon(t, Object.fromEntries(people.map((address) => [address, 'none'])), ({ edit }) => {
+  edit('tenants/demo.yaml', (text) => text.replace('class: marketing }', 'class: marketing, delay_notice: 2500ms }'));
+  edit('shaping.yaml', (text) => text.replace(/^retry: .*$/m, 'retry: { first: 1s, max: 1s }'));
 });
-t.teardown(async () => {
-  await daemon.stop();
-  await mx.close();
-  grounds.remove();
-});
+const { mx, grounds } = scene;
 
 const notices = (): readonly Buffer[] => mx.messages.filter(({ to }) => to === SENDER).map(({ body }) => body);
 const rcpts = (to: string): readonly string[] => mx.lines.filter((line) => line.startsWith('RCPT') && line.includes(to));
@@ -145,11 +132,11 @@ t.test('no room for a notice of success: it is lost, the copy does not go out tw
   mx.script = { answers: { rcpt: () => '450 4.2.0 later' } };
   const id = await send('plain@example.com', ['success']);
   await grounds.event(id, ['deferred']);
-  await daemon.stop();
+  await scene.daemon.stop();
   grounds.edit('postern.yaml', (text) => text.replace(/^limits:\n/m, 'limits:\n  disk_reserve: 1000000GiB\n'));
   mx.messages.length = 0;
   mx.script = {};
-  daemon = await grounds.serve();
+  scene.daemon = await grounds.serve();
   await grounds.control('queue.retry', { id });
   t.match(await grounds.event(id, ['delivered']), { event: 'delivered' });
   t.ok(await settled(id), 'settled');

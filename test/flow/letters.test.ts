@@ -1,23 +1,15 @@
 // The letter that asks for a confirmation, and keys of links that change, through the whole relay: who may be
 // invited, what the letter is, that the click on it is the consent, and that old mail's links go on working.
 import t from 'tap';
-import { makeGrounds, type Grounds } from '../lib/daemon.ts';
-import { startMx, type Mx } from '../lib/mx.ts';
+import { type Grounds, serveDaemon } from '../lib/daemon.ts';
 import { indexHeader, indexMime, decodeQp, parseAddress } from '../../daemon/mail/index.ts';
 import { openStores } from '../../daemon/main.ts';
 import { openLog } from '../../daemon/runtime/index.ts';
 
 t.setTimeout(60_000);
 const [asked, gone, known, reader] = ['asked@example.com', 'gone@example.com', 'known@example.com', 'reader@example.com'] as const;
-let mx: Mx;
-let grounds: Grounds;
-let daemon: Awaited<ReturnType<Grounds['serve']>>;
-
-t.before(async () => {
-  mx = await startMx();
-  grounds = await makeGrounds(mx.port);
-  await grounds.consent({ [known]: 'none', [reader]: 'individual' });
-  const stores = await openStores(grounds.root, openLog('silent'));
+const { mx, grounds } = await serveDaemon(t, { [known]: 'none', [reader]: 'individual' }, async ({ root }) => {
+  const stores = await openStores(root, openLog('silent'));
   const policyHash = stores.live.current().tenants.get('demo')?.policies[0]?.hash ?? '';
   await stores.ledger.giveAll('demo', [asked, gone].map((address) => ({
     hashes: stores.ledger.hashes('demo', parseAddress(address)), purpose: 'newsletter', state: 'pending' as const, legalBasis: 'gdpr_6_1_a', policyHash,
@@ -25,12 +17,6 @@ t.before(async () => {
   })));
   await stores.ledger.suppress('demo', { hashes: stores.ledger.hashes('demo', parseAddress(gone)), scope: 'all', cause: 'objection', by: 'test' });
   await stores.close();
-  daemon = await grounds.serve();
-});
-t.teardown(async () => {
-  await daemon.stop();
-  await mx.close();
-  grounds.remove();
 });
 
 const invite = (rcpt: string, lang = 'en'): Promise<unknown> => grounds.control('consent.invite', { tenant: 'demo', rcpt, purpose: 'newsletter', lang });
@@ -88,4 +74,15 @@ t.test('a key rotated: old mail\'s links work on, until the key is retired', asy
   t.match(tenants, [{ ok: true }]);
   const told = await Promise.all([2, 1].map(async (back) => (await grounds.control('ledger.receipt', { tenant: 'demo', leaf: (tenants[0]?.leaves ?? 0) - back }) as { payload: string }).payload));
   t.match(told.map((payload) => (JSON.parse(payload) as { act: string }).act), ['token-key-made', 'token-key-retired'], 'both stand in the log');
+});
+
+t.test('a placeholder that nothing fills in reaches no reader', async (t) => {
+  const html = '<p><a href="{{postern.unsubscribe}}">Leave</a></p>';
+  const raw = (charset: string): string => `From: news@demo.example\r\nTo: ${reader}\r\nSubject: x\r\nContent-Type: text/html; charset=${charset}\r\n\r\n${html}\r\n`;
+  const send = (charset: string): ReturnType<Grounds['send']> => grounds.send({ envelope: { from: 'news@demo.example', to: reader }, raw: raw(charset) });
+  const before = mx.messages.length;
+  t.match((await send('shift_jis')).reply, /^554 5\.6\.0 a placeholder stands where nothing is filled in, in part 1: its charset .* \(rule message-placeholder-unfilled, ref \w+\)/);
+  t.match(await grounds.event((await send('utf-8')).id, ['delivered']), { event: 'delivered' });
+  t.equal(mx.messages.length, before + 1);
+  t.notMatch(copyTo(reader).toString(), '{{');
 });

@@ -9,8 +9,7 @@ import { join, resolve } from 'node:path';
 import { dkimVerify } from 'mailauth/lib/dkim/verify.js';
 import MailComposer from 'nodemailer/lib/mail-composer/index.js';
 import { publicRecord } from '../../daemon/sign/index.ts';
-import { CHECKOUT, eventually, makeGrounds, type Grounds } from '../lib/daemon.ts';
-import { startMx, type Mx } from '../lib/mx.ts';
+import { CHECKOUT, eventually, serveDaemon } from '../lib/daemon.ts';
 
 const LETTERS = resolve(CHECKOUT, '../shared/corpus/newsletters');
 const TRACKED = 'tracked@example.com';
@@ -21,20 +20,7 @@ const skip = existsSync(LETTERS) ? false : `SKIPPED: no newsletters in ${LETTERS
 if (skip !== false) t.comment(skip);
 t.setTimeout(60_000);
 
-let mx: Mx;
-let grounds: Grounds;
-let daemon: Awaited<ReturnType<Grounds['serve']>>;
-t.before(async () => {
-  mx = await startMx();
-  grounds = await makeGrounds(mx.port);
-  await grounds.consent({ [TRACKED]: 'individual', [PLAIN]: 'none' });
-  daemon = await grounds.serve();
-});
-t.teardown(async () => {
-  await daemon.stop();
-  await mx.close();
-  grounds.remove();
-});
+const { mx, grounds } = await serveDaemon(t, { [TRACKED]: 'individual', [PLAIN]: 'none' });
 
 t.test('nodemailer: each newsletter in each encoding', { skip }, async (t) => {
   for (const name of readdirSync(LETTERS).filter((file) => file.endsWith('.html'))) {

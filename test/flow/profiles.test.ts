@@ -1,27 +1,13 @@
 // Jurisdictions through the whole relay: whom a profile refuses at RCPT, what it asks of the text at the
 // end of DATA, how far it lets a copy be tracked, and what becomes of a rule a tenant only tries out.
 import t from 'tap';
-import { makeGrounds, type Grounds } from '../lib/daemon.ts';
-import { startMx, type Mx } from '../lib/mx.ts';
+import { type Grounds, serveDaemon } from '../lib/daemon.ts';
 
 const LINK = '<a href="https://read.example/story">the story</a>';
 const SHADOW = 'shadow: [profile-footer-sender, profile-footer-contact]';
 
-let mx: Mx;
-let grounds: Grounds;
-let daemon: Awaited<ReturnType<Grounds['serve']>>;
-
-t.before(async () => {
-  mx = await startMx();
-  grounds = await makeGrounds(mx.port);
-  grounds.edit('tenants/demo.yaml', (text) => text.replace(SHADOW, 'shadow: []'));
-  await grounds.consent({ 'a@x.de': 'individual', 'a@x.fr': 'individual', 'a@x.nl': 'individual', 'a@x.ca': 'individual' });
-  daemon = await grounds.serve();
-});
-t.teardown(async () => {
-  await daemon.stop();
-  await mx.close();
-  grounds.remove();
+const { mx, grounds } = await serveDaemon(t, { 'a@x.de': 'individual', 'a@x.fr': 'individual', 'a@x.nl': 'individual', 'a@x.ca': 'individual' }, ({ edit }) => {
+  edit('tenants/demo.yaml', (text) => text.replace(SHADOW, 'shadow: []'));
 });
 
 const send = (to: string | readonly string[], footer: string): ReturnType<Grounds['send']> => grounds.send({

@@ -2,27 +2,12 @@
 // sessions end, nothing that waits leaves, and its return stands in the log. Promise 9 of the design.
 import t from 'tap';
 import { connect, type TLSSocket } from 'node:tls';
-import { eventually, makeGrounds, type Grounds } from '../lib/daemon.ts';
-import { startMx, type Mx } from '../lib/mx.ts';
+import { eventually, serveDaemon } from '../lib/daemon.ts';
 
 t.setTimeout(60_000);
 const QUEUED = 100;
 const people = Array.from({ length: QUEUED }, (_, i) => `p${i}@example.com`);
-let mx: Mx;
-let grounds: Grounds;
-let daemon: Awaited<ReturnType<Grounds['serve']>>;
-
-t.before(async () => {
-  mx = await startMx();
-  grounds = await makeGrounds(mx.port);
-  await grounds.consent(Object.fromEntries(people.map((address) => [address, 'none'])));
-  daemon = await grounds.serve();
-});
-t.teardown(async () => {
-  await daemon.stop();
-  await mx.close();
-  grounds.remove();
-});
+const { mx, grounds } = await serveDaemon(t, Object.fromEntries(people.map((address) => [address, 'none'])));
 
 /** A logged-in session that has said DATA: what it heard, and whether it is over. */
 async function openData(): Promise<{ readonly socket: TLSSocket; readonly heard: () => string; readonly over: () => boolean }> {
