@@ -111,8 +111,8 @@ export async function serveDaemon(t: { teardown(end: () => Promise<void>): unkno
 }
 
 /** The relay as a process of its own; resolves when it takes mail. */
-export async function spawnDaemon(root: string): Promise<{ readonly child: ChildProcess; readonly output: () => string; readonly kill: (signal: NodeJS.Signals) => Promise<void> }> {
-  const child = spawn(join(CHECKOUT, 'scripts/postern'), ['serve', '--config', root], { stdio: ['ignore', 'pipe', 'pipe'] });
+export async function spawnDaemon(root: string, env: NodeJS.ProcessEnv = process.env): Promise<{ readonly child: ChildProcess; readonly output: () => string; readonly kill: (signal: NodeJS.Signals) => Promise<void> }> {
+  const child = spawn(join(CHECKOUT, 'scripts/postern'), ['serve', '--config', root], { env, stdio: ['ignore', 'pipe', 'pipe'] });
   let output = '';
   const gone = new Promise<void>((done) => child.once('exit', () => done()));
   await new Promise<void>((ready, fail) => {

@@ -72,14 +72,14 @@ t.test('a message: what the hooks see, and nothing of the client in Received', a
   t.equal(receivedField(notice, 'h.example'), `Received: by h.example id ${submitted.id};\r\n\tThu, 01 Jan 1970 00:00:00 +0000\r\n`);
 });
 
-t.test('logins: same words for unknown and wrong, later each time, then unheard', async (t) => {
+t.test('T26: unknown and wrong are the same words after the same wait and the same work; later each time, then unheard', async (t) => {
   const room = use(t, await openRoom({ authFailures: 3 }));
   const client = await session(room);
   const wrong = await client.say(plain('acme-news', 'guess'));
   t.equal(wrong, '535 5.7.8 authentication credentials invalid');
   t.equal(await client.say(plain('nobody', 'guess')), wrong);
   t.equal(await client.say(plain('nobody', SECRET)), wrong, 'the right secret of another account');
-  t.same(room.delays, [500, 1_000, 2_000]);
+  t.same(room.delays, [500, 1_000, 2_000], 'whichever of them it was');
   t.match(await client.say(plain('acme-news', SECRET)), /^454 4\.7\.0/, 'three failures from this address');
   room.advance(600_001);
   t.match(await client.say(plain('acme-news', SECRET)), /^235/, 'ten minutes later');
