@@ -7,7 +7,7 @@ import { Metrics, systemClock, type Clock } from '../../daemon/runtime/index.ts'
 import { laneLimits, shippedBounces, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
 import { classify, openDeliverer, resolveRoute, type HostsRoute, type RouteResult } from '../../daemon/deliver/index.ts';
 import { RouteCache } from '../../daemon/deliver/route.ts';
-import { startMx, type Mx, type MxScript } from '../lib/mx.ts';
+import { startMx, type Answer, type Mx, type MxScript } from '../lib/mx.ts';
 
 const LIMITS: LaneLimits = { connections: 2, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 3, tls: 'opportunistic', idleMs: 5_000, tenantConnections: undefined, tenantMessageRate: undefined };
 const shapingOf = (more: Partial<Shaping> = {}): Shaping => ({
@@ -257,9 +257,22 @@ t.test('the next host, and when not', async (t) => {
       t.match(await attempt(), { kind: 'delivered', host: 'mx1.site.example' }, JSON.stringify(answers));
     });
   }
-  await scene([{ answers: { final: { fault: 'close' } } }, {}], async ({ mxes, attempt }) => {
-    t.match(await attempt(), { kind: 'deferred', phase: 'final', class: 'connection', host: 'mx0.site.example', reason: /unknown/ });
-    t.equal(mxes[1]?.connections(), 0, 'not sent twice within one attempt');
+  for (const final of [{ fault: 'close' }, { fault: 'stall' }, { raw: 'what?\r\n' }, { raw: '354 go on\r\n' }, { raw: '250-half' }, { endless: '250-x\r\n' }] as Answer[]) {
+    await scene([{ answers: { final } }, {}], async ({ mxes, attempt }) => {
+      t.match(await attempt(), { kind: 'deferred', phase: 'final', class: 'connection', host: 'mx0.site.example', reason: /unknown/ }, JSON.stringify(final));
+      t.equal(mxes[1]?.connections(), 0, 'not sent twice within one attempt');
+    });
+  }
+  for (const answers of [{ data: '250 2.0.0 ok' }, { data: { raw: '354 go on\r\n250 2.0.0 taken\r\n' } }, { rcpt: { raw: '354 go on\r\n' } }, { connect: { raw: '220 a\r\n220 b\r\n' } }] as NonNullable<MxScript['answers']>[]) {
+    await scene([{ answers }, {}], async ({ mxes, attempt }) => {
+      t.match(await attempt(), { kind: 'delivered', host: 'mx1.site.example' }, `out of step: ${JSON.stringify(answers)}`);
+      t.same(mxes.map(({ messages }) => messages.length), [0, 1], 'once');
+      t.equal(mxes[0]?.finals(), 0, 'the message was not said to who had not asked for it');
+    });
+  }
+  await scene([{ answers: { final: (n) => ({ raw: n === 0 ? '250 2.0.0 taken\r\n550 5.1.1 no such user\r\n' : '250 2.0.0 taken\r\n' }) } }], async ({ mxes: [mx], attempt }) => {
+    t.same([(await attempt()).kind, (await attempt()).kind], ['delivered', 'delivered'], 'a word too many condemns nobody');
+    t.equal(mx?.connections(), 2);
   });
   for (const [line, expected] of [['550 5.1.1 unknown', { kind: 'failed', deadAddress: true, class: 'bad-mailbox' }], ['450 4.2.1 later', { kind: 'deferred' }]] as const) {
     await scene([{ answers: { rcpt: line } }, {}], async ({ mxes, attempt }) => {
