@@ -5,17 +5,18 @@
 // by the same host in clear, and remembered; under `required` nothing is ever said in clear.
 // A message that asks for it (REQUIRETLS) goes to hosts that prove themselves and promise the same, and one
 // that says `TLS-Required: No` is not held up by what they promise. RFC 5321 §5.1, RFC 7435, RFC 8689.
-import { isAscii } from 'node:buffer';
 import { isIPv4 } from 'node:net';
 import type { Outcome, Phase, Reply, Signed } from '../mail/index.ts';
-import { isPublicAddress, type Resolver, type TlsaRecord } from '../dns/index.ts';
+import { isPublicAddress, type Resolver } from '../dns/index.ts';
 import type { Clock, Log, Metrics } from '../runtime/index.ts';
 import { laneLimits, sharedLimits, type LaneLimits, type LaneParts, type Settings, type SharedLimit } from '../settings/index.ts';
-import { connectSession, type Connected, type DsnParameters, type Letter, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
+import { connectSession, type Connected, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
 import { classify, type BounceClass } from './classify.ts';
 import { tlsaFault } from './dane.ts';
 import { MtaSts } from './mta-sts.ts';
 import { TlsMemory } from './tls-memory.ts';
+import { letterOf, type LetterToGo } from './letter.ts';
+import { needOf, wantedTls, type Need } from './need.ts';
 import { SessionPool } from './pool.ts';
 import { Turnstile } from './turn.ts';
 import { orderHosts, RouteCache, type HostsRoute, type RouteResult, type TargetHost } from './route.ts';
@@ -75,11 +76,6 @@ interface Lane {
   readonly tls: LaneLimits['tls'];
   readonly helo: string;
   readonly localAddress: string | undefined;
-}
-
-interface LetterToGo extends Letter {
-  /** RFC 8689 §3: `TLS-Required: No` */
-  readonly tlsOptional: boolean;
 }
 
 /** What one target came to; `next` means that the following host may be tried. */
@@ -294,31 +290,6 @@ const rated = ({ connections, connectionRate, messageRate }: LaneLimits): Omit<S
   connections, ...(connectionRate !== undefined && { connectionRate }), ...(messageRate !== undefined && { messageRate }),
 });
 
-/** What must be known of a host before it is told anything of a message. */
-interface Need {
-  /** By what its certificate is judged; '': by nothing. RFC 8461 §2: MTA-STS does not take the place of DANE where both speak. */
-  readonly by: 'DANE' | 'MTA-STS' | 'PKIX' | '';
-  readonly tlsa: readonly TlsaRecord[];
-  /** The host promised TLS; RFC 7672 §2.2, RFC 8461 §5. */
-  readonly promised: boolean;
-  /** REQUIRETLS: above everything, the operator's own word too. */
-  readonly required: boolean;
-}
-
-/** undefined: the message needs a proof that this host has no way to give. RFC 8689 §3, §4.2.1. */
-function needOf({ tlsa, sts, vouched }: TargetHost, { requireTls, tlsOptional }: LetterToGo): Need | undefined {
-  const required = requireTls === true;
-  if (tlsOptional && !required) return { by: '', tlsa: [], promised: false, required };
-  const usable = tlsa ?? [];
-  const by = usable.length > 0 ? 'DANE' : sts === true ? 'MTA-STS' : required && vouched === true ? 'PKIX' : '';
-  return required && by === '' ? undefined : { by, tlsa: usable, promised: tlsa !== undefined || sts === true, required };
-}
-
-/** Only an operator who switched TLS off has a say above what hosts promise. */
-function wantedTls(own: LaneLimits['tls'], { promised, required }: Need): LaneLimits['tls'] {
-  return required || (promised && own !== 'off') ? 'required' : own;
-}
-
 function unproven(host: string): Tried {
   const reason = 'nothing vouches for the host (DANE, MTA-STS or DNSSEC), which the message asks for (REQUIRETLS)';
   return { next: true, outcome: { kind: 'failed', phase: 'tls', host, class: 'unsupported', status: '5.7.30', reason: `5.7.30 ${reason}`, deadAddress: false } };
@@ -349,52 +320,7 @@ function targetsOf(route: HostsRoute, localAddress: string | undefined): readonl
   return [...each.flatMap((of) => of.slice(0, TARGETS_OF_HOST)), ...each.flatMap((of) => of.slice(TARGETS_OF_HOST))].slice(0, TARGETS);
 }
 
-function letterOf(signed: Signed): LetterToGo {
-  const { envelope, plan } = signed.message;
 const waysTo = ({ address, other }: Target): string => (other === undefined ? address : `${address}+${other}`);
-
-function letterOf(signed: Signed): Letter {
-  const { envelope } = signed.message;
-  const { wire, domain, dsn } = signed.recipient;
-  const chunks = [signed.head, ...signed.body];
-  let size = 0;
-  let ascii = true;
-  for (const chunk of chunks) {
-    size += chunk.length;
-    ascii &&= isAscii(chunk);
-  }
-  const parameters: DsnParameters = {
-    notify: passedOn(dsn?.notify ?? []),
-    ...(envelope.ret === undefined ? {} : { ret: envelope.ret }),
-    ...(envelope.envid === undefined ? {} : { envid: envelope.envid }),
-    ...(dsn?.orcpt === undefined ? {} : { orcpt: dsn.orcpt }),
-  };
-  const recipient = asciiWhereItCan(wire, domain);
-  return {
-    from: signed.returnPath,
-    recipient,
-    dsn: parameters,
-    smtpUtf8: envelope.smtpUtf8 && !isAscii(signed.head),
-    body8bit: !ascii,
-    requireTls: envelope.requireTls === true,
-    tlsOptional: plan?.tlsOptional === true,
-    size,
-    chunks,
-  };
-}
-
-/** That it was handed over we say ourselves: reports go to our reverse-path, where nobody waits for good news. */
-function passedOn(notify: DsnParameters['notify']): DsnParameters['notify'] {
-  if (!notify.includes('SUCCESS')) return notify;
-  return notify.length === 1 ? ['FAILURE'] : notify.filter((one) => one !== 'SUCCESS');
-}
-
-/** A local part in ASCII needs no SMTPUTF8: its domain has an A-label (RFC 5890 §2.3.2.1). */
-function asciiWhereItCan(wire: string, domain: string): string {
-  if (isAscii(Buffer.from(wire))) return wire;
-  const local = wire.slice(0, wire.lastIndexOf('@'));
-  return isAscii(Buffer.from(local)) ? `${local}@${domain}` : wire;
-}
 
 function said(phase: Phase, reply: Reply): string {
   const verb = { greet: 'the greeting', tls: 'STARTTLS', mail: 'MAIL', rcpt: 'RCPT', data: 'DATA', final: 'the message' }[phase as string] ?? phase;

@@ -157,7 +157,8 @@ export class Channel {
     const secure: TLSSocket = tlsConnect({
       socket: plain,
       rejectUnauthorized: options.rejectUnauthorized,
-      // RFC 6066 §3: a literal address is no server name.
+      // RFC 6066 §3: a literal address is no server name, but what the certificate is held against.
+      host: options.servername,
       ...(isIP(options.servername) === 0 && options.servername !== '' ? { servername: options.servername } : {}),
     });
     this.#socket = secure;

@@ -1,9 +1,8 @@
 // Notices by RFC 3461 through the whole relay: handed over, still waiting, failed with the whole message, of an
 // address beyond ASCII; each read back by another program, each once, and none that nobody asked for.
-import { connect } from 'node:tls';
 import { simpleParser } from 'mailparser';
 import t from 'tap';
-import { eventually, pause, serveDaemon } from '../lib/daemon.ts';
+import { converse, eventually, pause, serveDaemon } from '../lib/daemon.ts';
 
 t.setTimeout(60_000);
 const SENDER = 'bounce@demo.example';
@@ -97,7 +96,7 @@ t.test('ORCPT beyond ASCII: any form in, the fitting form out, plain in the noti
   mx.messages.length = 0;
   mx.script = { answers: { rcpt: (_n, line) => (line.includes('plain@') ? '550 5.7.1 not wanted' : undefined) } };
   for (const orcpt of ['utf-8;j\\x{F6}s\\x{2B}x@old.example', 'utf-8;jös\\x{2B}x@old.example']) {
-    const replies = await converse([...HELLO(), `MAIL FROM:<${SENDER}> SMTPUTF8`, `RCPT TO:<plain@example.com> NOTIFY=FAILURE ORCPT=${orcpt}`, ...LETTER]);
+    const replies = await converse(grounds.ports.submissions, [...HELLO(), `MAIL FROM:<${SENDER}> SMTPUTF8`, `RCPT TO:<plain@example.com> NOTIFY=FAILURE ORCPT=${orcpt}`, ...LETTER]);
     t.match(replies.at(-2), /queued as/, replies.join(' '));
   }
   t.ok(await eventually(() => notices().length === 2));
@@ -150,25 +149,4 @@ async function settled(id: string): Promise<boolean> {
     await pause(20);
   }
   return false;
-}
-
-/** One submission, line by line. @returns the last line of each reply */
-async function converse(lines: readonly string[]): Promise<string[]> {
-  const socket = connect({ host: '127.0.0.1', port: grounds.ports.submissions, rejectUnauthorized: false });
-  const replies: string[] = [];
-  let text = '';
-  socket.setEncoding('utf8');
-  await new Promise<void>((done, fail) => {
-    socket.on('error', fail);
-    socket.on('close', () => done());
-    socket.on('data', (chunk: string) => {
-      text += chunk;
-      if (!/(?:^|\n)\d{3} [^\n]*\r\n$/.test(text)) return;
-      replies.push(text.trimEnd().split('\r\n').at(-1) ?? '');
-      text = '';
-      const next = lines[replies.length - 1];
-      if (next !== undefined) socket.write(`${next}\r\n`);
-    });
-  });
-  return replies;
 }

@@ -6,6 +6,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { connect as connectTls } from 'node:tls';
 import { createTransport, type SendMailOptions } from 'nodemailer';
 import { callControl } from '../../daemon/admin/index.ts';
 import { controlSocket, openStores, serve, type Daemon } from '../../daemon/main.ts';
@@ -22,6 +23,7 @@ export interface Told {
   readonly reason?: string;
   readonly rule?: string;
   readonly class?: string;
+  readonly tls?: string;
 }
 
 export interface Grounds extends Sandbox {
@@ -150,4 +152,25 @@ export async function freePorts(): Promise<Omit<Ports, 'sink'>> {
   const [submissions = 0, submission = 0, pages = 0, metrics = 0] = servers.map((server) => (server.address() as AddressInfo).port);
   await Promise.all(servers.map((server) => new Promise((done) => server.close(done))));
   return { submissions, submission, pages, metrics };
+}
+
+/** One submission under TLS, line by line. @returns the last line of each reply */
+export async function converse(port: number, lines: readonly string[]): Promise<string[]> {
+  const socket = connectTls({ host: '127.0.0.1', port, rejectUnauthorized: false });
+  const replies: string[] = [];
+  let text = '';
+  socket.setEncoding('utf8');
+  await new Promise<void>((done, fail) => {
+    socket.on('error', fail);
+    socket.on('close', () => done());
+    socket.on('data', (chunk: string) => {
+      text += chunk;
+      if (!/(?:^|\n)\d{3} [^\n]*\r\n$/.test(text)) return;
+      replies.push(text.trimEnd().split('\r\n').at(-1) ?? '');
+      text = '';
+      const next = lines[replies.length - 1];
+      if (next !== undefined) socket.write(`${next}\r\n`);
+    });
+  });
+  return replies;
 }
