@@ -54,15 +54,6 @@ function print(options: Common, result: unknown, text: () => string): void {
   process.stdout.write(`${options.json === true ? JSON.stringify(result) : printable(text())}\n`);
 }
 
-/** A file's octets; - is standard input. */
-function readWhole(file: string): Buffer {
-  try {
-    return readFileSync(file === '-' ? 0 : file);
-  } catch (cause) {
-    throw new MailError('E_CONTROL', `${file} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
-  }
-}
-
 /** Writes a file for its owner alone, never over one that is there. */
 function writeNew(file: string, content: string): void {
   try {
@@ -295,7 +286,7 @@ command(root, 'classify <file...>', 'say what mail that came back means: bounces
     const rules = options.config === undefined ? shippedBounces() : settingsOf(options).bounces;
     // One by one: a file that cannot be read is told of, and the others still have their answers.
     for (const file of files) await run(async () => {
-      for (const raw of messagesIn(readWhole(file))) {
+      for (const raw of messagesIn(readInput(file))) {
         const found = await readBounce(raw, rules);
         print(options, { file, ...found }, () => `${file}: ${found.kind}\n${table(found.recipients.map((one) => ({ ...one, hard: one.hard ? 'the address is no good' : '' })))}`);
       }
@@ -384,7 +375,7 @@ command(ledger, 'checkpoint', 'print the signed state of a log and the key that 
 // ---- the queue -----------------------------------------------------------------------------------
 
 const queue = group('queue', 'what waits to be delivered');
-command(queue, 'list', 'list waiting recipients').option('--tenant <id>').option('--domain <name>').option('--limit <n>', 'rows', Number).option('--after <cursor>', 'go on behind this row')
+command(queue, 'list', 'list waiting recipients').option('--tenant <id>').option('--domain <name>').option('--campaign <name>', "of one tenant, by its application's header").option('--limit <n>', 'rows', Number).option('--after <cursor>', 'go on behind this row')
   .action(simple('queue.list'));
 command(queue, 'show <id>', 'show one message and its recipients').action(run(async (id: string, options: Common) => {
   const result = await ask(options, 'queue.show', { id });
@@ -393,7 +384,7 @@ command(queue, 'show <id>', 'show one message and its recipients').action(run(as
 for (const [name, about] of [
   ['retry', 'try now what waits'], ['hold', 'keep messages where they are'], ['release', 'let held messages go'], ['drop', 'throw messages away; nobody is told'],
 ] as const) {
-  command(queue, `${name} [id]`, about).option('--tenant <id>').option('--domain <name>').option('--all', 'the whole queue')
+  command(queue, `${name} [id]`, about).option('--tenant <id>').option('--domain <name>').option('--campaign <name>', "of one tenant, by its application's header").option('--all', 'the whole queue')
     .action(run(async (id: string | undefined, options: Common) => {
       const result = await ask(options, `queue.${name}`, { ...options, id });
       print(options, result, () => show(result));

@@ -10,7 +10,7 @@ import { admit, clear, judgeAttempt, judgeMessage, judgeRecipient, judgeSender, 
 import type { SentCopies } from './feedback/index.ts';
 import type { Facts, Ledger, Suspension } from './ledger/index.ts';
 import {
-  indexHeader, isMailError, MailError, messageFacts, parseAddress, reply, replyLine, shownText,
+  campaignOf, indexHeader, isMailError, MailError, messageFacts, parseAddress, reply, replyLine, shownText,
   type Address, type AddressHashes, type AdmittedRecipient, type Cleared, type Composed, type Due, type EnvelopeRecipient, type Outcome, type Reply, type Submitted,
 } from './mail/index.ts';
 import { newId, type Clock, type Keyring, type Log, type Metrics } from './runtime/index.ts';
@@ -132,7 +132,7 @@ async function accept(house: House, submitted: Submitted, { recipients, profiles
   const said = judgeText({ ...place, plan: composed.plan, individual });
   if (said.answer !== 'yes') return refuse(house, place, submitted.id, said);
   noteShadowed(house, place, submitted.id, said);
-  const refused = await store(house, place, composed);
+  const refused = await store(house, place, composed, campaignOf(submitted.raw, index, place.stream.campaignHeader));
   if (refused !== undefined) return refused;
   house.metrics.acceptSeconds.observe((performance.now() - started) / 1000);
   return reply(250, '0.0', `queued as ${submitted.id}`);
@@ -145,9 +145,9 @@ function composeFor(house: House, { stream, tenant }: Place, domain: SendingDoma
 }
 
 /** Undefined once it is durable, else the reply. */
-async function store(house: House, { stream, tenant }: Place, composed: Composed): Promise<Reply | undefined> {
+async function store(house: House, { stream, tenant }: Place, composed: Composed, campaign?: string): Promise<Reply | undefined> {
   try {
-    await house.spool.store(composed, { expiresAt: house.clock.now() + stream.retryForMs });
+    await house.spool.store(composed, { expiresAt: house.clock.now() + stream.retryForMs, priority: stream.priority, ...(campaign !== undefined && { campaign }) });
   } catch (error) {
     if (isMailError(error, 'E_SPOOL_FULL')) return reply(452, '3.1', 'the spool is full, try again later');
     if (isMailError(error)) return reply(451, '3.0', 'local error, try again later');

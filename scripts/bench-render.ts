@@ -32,7 +32,7 @@ type Coding = (typeof CODINGS)[number];
 const PAGES = 'https://news.demo.example';
 const DOMAIN: SendingDomain = { name: 'demo.example', dkim: [], returnPath: 'bounce.demo.example', pages: PAGES };
 const STREAM: Stream = {
-  id: 'news', purpose: 'newsletter', class: 'marketing', consentRequired: true, retryForMs: 1, legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '',
+  id: 'news', purpose: 'newsletter', class: 'marketing', consentRequired: true, retryForMs: 1, priority: 'normal', legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '',
 };
 const HASHES = { consent: Buffer.alloc(16, 1), suppression: Buffer.alloc(16, 2), family: Buffer.alloc(16, 3) };
 

@@ -41,7 +41,7 @@ async function invite(desk: Desk, params: Params): Promise<unknown> {
   const { hostname } = desk.settings().server;
   const composed = compose(admit(submitted, [{ wire: to, domain: address.domain, hashes, evidence: verdict.evidence }]), { hostname, stream, domain, receivedFields: receivedField(submitted, hostname) });
   try {
-    await desk.spool.store(composed, { expiresAt: now + RETRY_MS });
+    await desk.spool.store(composed, { expiresAt: now + RETRY_MS, priority: stream.priority });
   } catch (error) {
     if (!isMailError(error, 'E_SPOOL_FULL')) throw error;
     throw new MailError('E_CONTROL', 'the spool is full; nothing was sent', { cause: error });

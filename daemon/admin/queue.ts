@@ -11,7 +11,7 @@ import { limitOf, messageId, text, wrong, type Params } from './params.ts';
 export function queueOperations(desk: Desk): Readonly<Record<string, Operation>> {
   return {
     'queue.list': async (params) => {
-      const rows = desk.spool.list({ ...filterOf(desk, params), limit: limitOf(params), ...(typeof params['after'] === 'string' && { after: params['after'] }) });
+      const rows = await desk.spool.list({ ...await filterOf(desk, params), limit: limitOf(params), ...(typeof params['after'] === 'string' && { after: params['after'] }) });
       return { counts: desk.spool.counts(), rows: rows.map(({ recipient, ...row }) => ({ ...row, ...visible(recipient) })), lanes: desk.lanes() };
     },
     'queue.show': async (params) => {
@@ -19,7 +19,7 @@ export function queueOperations(desk: Desk): Readonly<Record<string, Operation>>
       if (shown === undefined) throw wrong('no such message waits; `postern trace ID` tells what became of it');
       return { meta: shown.meta, recipients: shown.recipients.map((row) => visible(row)) };
     },
-    'queue.retry': async (params) => ({ changed: await desk.spool.retry(someFilter(desk, params)) }),
+    'queue.retry': async (params) => ({ changed: await desk.spool.retry(await someFilter(desk, params)) }),
     'queue.hold': (params) => changeQueue(desk, params, 'held', (filter) => desk.spool.hold(filter)),
     'queue.release': (params) => changeQueue(desk, params, 'released', (filter) => desk.spool.release(filter)),
     'queue.drop': (params) => changeQueue(desk, params, 'dropped', (filter) => desk.spool.drop(filter)),
@@ -35,7 +35,7 @@ export function queueOperations(desk: Desk): Readonly<Record<string, Operation>>
 type Change = (filter: QueueFilter) => Promise<number>;
 
 async function changeQueue(desk: Desk, params: Params, kind: EventKind, change: Change): Promise<unknown> {
-  const filter = someFilter(desk, params);
+  const filter = await someFilter(desk, params);
   const act = `queue-${kind}`;
   const owner = filter.tenant ?? (filter.id === undefined ? undefined : desk.spool.tenantOf(filter.id));
   const changed = owner === undefined ? await changeEach(desk, filter, act, change) : await change(filter);
@@ -58,19 +58,23 @@ async function changeEach(desk: Desk, filter: QueueFilter, act: string, change: 
   return changed + await change(filter);
 }
 
-function filterOf(desk: Desk, params: Params): QueueFilter {
-  const [tenant, domain] = [text(params, 'tenant'), text(params, 'domain').toLowerCase()];
+async function filterOf(desk: Desk, params: Params): Promise<QueueFilter> {
+  const [domain, campaign] = [text(params, 'domain').toLowerCase(), text(params, 'campaign')];
+  const tenants = [...desk.settings().tenants.keys()];
+  // A campaign is its tenant's: two may use one name.
+  const tenant = text(params, 'tenant') || (campaign !== '' && tenants.length === 1 ? tenants[0] ?? '' : '');
+  if (campaign !== '' && tenant === '') throw wrong(`say whose campaign, with --tenant; there are: ${tenants.join(', ')}`);
   // Mail of a tenant who has left the configuration can be seen to; a name nobody has is a slip. Asked for
-  // with a domain it would be given keys.
-  if (tenant !== '' && !desk.settings().tenants.has(tenant) && (domain !== '' || desk.spool.list({ tenant, limit: 1 }).length === 0)) {
-    throw wrong(`no tenant ${JSON.stringify(tenant)}; there are: ${[...desk.settings().tenants.keys()].join(', ')}`);
+  // with a domain or a campaign it would be given keys.
+  if (tenant !== '' && !desk.settings().tenants.has(tenant) && (domain !== '' || campaign !== '' || (await desk.spool.list({ tenant, limit: 1 })).length === 0)) {
+    throw wrong(`no tenant ${JSON.stringify(tenant)}; there are: ${tenants.join(', ')}`);
   }
-  return { ...(text(params, 'id') !== '' && { id: messageId(params) }), ...(tenant !== '' && { tenant }), ...(domain !== '' && { domain }) };
+  return { ...(text(params, 'id') !== '' && { id: messageId(params) }), ...(tenant !== '' && { tenant }), ...(domain !== '' && { domain }), ...(campaign !== '' && { campaign: desk.spool.campaign(tenant, campaign) }) };
 }
 
-function someFilter(desk: Desk, params: Params): QueueFilter {
-  const filter = filterOf(desk, params);
-  if (Object.keys(filter).length === 0 && params['all'] !== true) throw wrong('say which: a message id, --tenant, --domain, or --all');
+async function someFilter(desk: Desk, params: Params): Promise<QueueFilter> {
+  const filter = await filterOf(desk, params);
+  if (Object.keys(filter).length === 0 && params['all'] !== true) throw wrong('say which: a message id, --tenant, --domain, --campaign, or --all');
   return filter;
 }
 

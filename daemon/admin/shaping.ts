@@ -149,7 +149,7 @@ function totals(one: TotalLimits, from: string): ShownLimit[] {
 async function showHolds(desk: Desk, params: Params): Promise<ShownHolds> {
   const { domain, route } = await routeOf(desk, params);
   const now = desk.clock.now();
-  const rows = desk.spool.list({ domain, limit: ROWS });
+  const rows = await desk.spool.list({ domain, limit: ROWS });
   const times = rows.map(({ recipient }) => recipient.nextAt).filter((at) => at > 0);
   const queue = { waiting: rows.length, next_at: times.length === 0 ? 0 : Math.min(...times), last_reply: rows.find(({ recipient }) => recipient.lastReply !== '')?.recipient.lastReply ?? '' };
   const resting = rows.length > 0 && queue.next_at > now ? [{ lane: '', what: 'every recipient of the domain waits for the next try', since: 0, until: queue.next_at }] : [];

@@ -47,12 +47,12 @@ function entryOf({ leaf, payload }: LogEntry): { readonly leaf: number; readonly
   return { leaf, ...(payload !== undefined && { entry: JSON.parse(payload) as unknown }) };
 }
 
-/** All of a person's mail lies in the queue of its domain. */
+/** All of a person's mail lies in the queues of its domain. */
 async function waitingFor({ spool }: Desk, queue: { readonly tenant: string; readonly domain: string }, { consent }: AddressHashes): Promise<readonly unknown[]> {
   // By recipient: one that is put off between two pages stands behind the cursor once more.
   const found = new Map<string, unknown>();
   for (let after: string | undefined; ;) {
-    const rows = spool.list({ ...queue, limit: PAGE_ROWS, ...(after !== undefined && { after }) });
+    const rows = await spool.list({ ...queue, limit: PAGE_ROWS, ...(after !== undefined && { after }) });
     for (const { id, index, recipient } of rows) {
       const { wire, hashes, evidence, attempts, nextAt, expiresAt, held, lastReply } = recipient;
       if (hashes.consent.equals(consent)) found.set(`${id}/${index}`, { message_id: id, recipient: index, to: wire, evidence, attempts, next_at: nextAt, expires_at: expiresAt, held, last_reply: lastReply });

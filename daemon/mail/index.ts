@@ -1,9 +1,10 @@
 export type * from './stages.ts';
-export { OPEN_MODES, CLICK_MODES, NO_TRACKING, PHASES } from './stages.ts';
+export { OPEN_MODES, CLICK_MODES, NO_TRACKING, PHASES, PRIORITIES } from './stages.ts';
 export { reply, formatReply, replyLine, parseReply, printable, type Reply } from './reply.ts';
 export { ERRORS, MailError, isMailError, type ErrorCode } from './errors.ts';
 export { parseAddress, parseDomain, addressKeys, foldCase, CANON_VERSION, type Address, type AddressKeys } from './address.ts';
 export { indexHeader, fieldValue, fieldValues, messageFacts, type HeaderField, type HeaderIndex, type HeaderFault, type MessageFacts } from './headers.ts';
+export { campaignOf } from './campaign.ts';
 export { parseMailboxes } from './mailboxes.ts';
 export { parseHeaderToken, type HeaderToken } from './content-type.ts';
 export { indexMime, type MimeIndex, type MimeLeaf, type Closed, type ContentEncoding } from './mime.ts';

@@ -11,6 +11,10 @@ type Stage<Name extends string, Shape> = Shape & { readonly [stage]: Name };
 /** Milliseconds since the Unix epoch. */
 export type Instant = number;
 
+/** What goes before what within one tenant; tenants take turns whatever they say. The first goes first. */
+export const PRIORITIES = ['high', 'normal', 'low'] as const;
+export type Priority = (typeof PRIORITIES)[number];
+
 /** 26 characters of Crockford base32: 48 bits of time, 80 random bits; sorts by time, reveals no count. */
 export type MessageId = string;
 
@@ -178,6 +182,8 @@ export interface MessageMeta {
   readonly plan: Plan;
   readonly sizeBytes: number;
   readonly receivedAt: Instant;
+  /** What the application calls the mailing (campaign.ts). */
+  readonly campaign?: string;
 }
 
 /** What is stored of a recipient who waits. */

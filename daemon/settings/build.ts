@@ -73,6 +73,8 @@ export function buildTenant(id: string, input: TenantInput, files: TreeFiles, te
     class: one.class,
     consentRequired: one.consent === 'required',
     retryForMs: one.retry_for ?? (one.class === 'marketing' ? 3 * DAY_MS : DAY_MS / 2),
+    priority: one.priority,
+    ...(one.campaign_header !== undefined && { campaignHeader: one.campaign_header }),
     legalBasis: basisOf(one.legal_basis ?? 'consent'),
     textLinks: one.text_links,
     thirdPartyTrackers: one.third_party_trackers,

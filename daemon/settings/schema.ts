@@ -2,7 +2,7 @@
 // class. Nothing else in the house names a key or a default. postern.yaml is read at start; tenants/,
 // shaping.yaml and profiles.yaml are reloaded live. Unknown keys are errors everywhere.
 import { z } from 'zod';
-import { BASIS_FACTS, CLICK_MODES, LEGAL_BASES, OPEN_MODES, type LegalBasis } from '../mail/index.ts';
+import { BASIS_FACTS, CLICK_MODES, LEGAL_BASES, OPEN_MODES, PRIORITIES, type LegalBasis } from '../mail/index.ts';
 import { API_SCOPES, AUTOMATION_ACTIONS, FOOTER_ELEMENTS, SHADOWABLE } from './settings.ts';
 import * as v from './values.ts';
 import { declare } from './values.ts';
@@ -98,9 +98,11 @@ const PLAIN_BASES = ['consent', 'contract', 'legal-obligation'] as const;
 const stream = z.strictObject({
   id: live.needed(v.id, { says: 'Name of the stream.' }),
   purpose: live.needed(v.id, { says: 'The one purpose its messages serve; a purpose of the policies above.' }),
-  class: live.needed(z.enum(['marketing', 'transactional']), { says: 'marketing gets one-click unsubscribe and waits behind transactional.' }),
+  class: live.needed(z.enum(['marketing', 'transactional']), { says: 'marketing gets one-click unsubscribe.' }),
   consent: live.preset(z.enum(['required', 'not-needed']), 'required', { says: 'Whether a recipient must have consented; not-needed asks for legal_basis.', reason: 'nobody is mailed by oversight' }),
   retry_for: live.choice(v.duration, { says: 'How long delivery is tried. Left out: 3d for marketing, because a receiver may be down over a weekend; 12h for transactional, because by then the sender must learn of it and use another way.' }),
+  priority: live.preset(z.enum(PRIORITIES), 'normal', { says: "What goes first of the tenant's own mail to a site: high before normal before low; of eight turns one goes to what stands below. Tenants take turns whatever they say here.", reason: 'what matters most is for the tenant to say' }),
+  campaign_header: live.choice(v.fieldName, { says: "Header field that names a message's campaign, for `postern queue --campaign`. Left out: X-Campaign-ID, else X-Campaign, else the first part of Feedback-ID." }),
   legal_basis: live.choice(z.enum([...PLAIN_BASES, ...LEGAL_BASES]), { says: 'What its mail rests on; consent, contract and legal-obligation are plain words for gdpr_6_1_a, gdpr_6_1_b and gdpr_6_1_c. Left out: consent.' }),
   text_links: live.preset(v.yes, false, { says: 'Rewrite links in plain-text parts too.', reason: 'readers see those links as they are' }),
   third_party_trackers: live.preset(z.enum(['strip', 'report', 'refuse']), 'strip', { says: 'Pictures by which others count opens, for recipients who do not allow individual opens: emptied, only counted in the event, or the whole message refused when one of its recipients is such.', reason: 'what somebody forbade to us they forbade to others' }),

@@ -1,7 +1,7 @@
 // The frozen snapshot every room reads: what the YAML tree says once it has been checked. Units are in
 // the names. One snapshot is never changed; a reload makes a new one (reload.ts) and everybody asks
 // `current()` anew for each message, so that a change reaches the next message and not half of one.
-import type { BasisFact, BounceRules, ClickMode, LegalBasis, OpenMode, Tracking } from '../mail/index.ts';
+import type { BasisFact, BounceRules, ClickMode, LegalBasis, OpenMode, Priority, Tracking } from '../mail/index.ts';
 
 export interface Settings {
   /** SHA-256 over the whole tree, hex: two snapshots with one hash say the same. */
@@ -181,6 +181,9 @@ export interface Stream {
   readonly class: 'marketing' | 'transactional';
   readonly consentRequired: boolean;
   readonly retryForMs: number;
+  readonly priority: Priority;
+  /** The field that names a message's campaign; absent: the usual ones. */
+  readonly campaignHeader?: string;
   readonly legalBasis: LegalBasis;
   /** Plain-text links are rewritten too. */
   readonly textLinks: boolean;

@@ -6,7 +6,7 @@
 import type { MessageId } from '../mail/index.ts';
 import type { LaterIndex } from './later.ts';
 import {
-  asBuffer, dueKeyOf, formatMessageRow, formatRecipientRow, messageKey, parseMessageRow, parseRecipientRow, recipientKey,
+  asBuffer, dueKeysOf, formatMessageRow, formatRecipientRow, messageKey, parseMessageRow, parseRecipientRow, recipientKey,
   type MessageRow, type RecipientRow, type Table, type Tables,
 } from './rows.ts';
 import { RECORD_HEAD } from './segments.ts';
@@ -96,11 +96,11 @@ export class Draft {
     return octets === undefined ? undefined : parseRecipientRow(octets);
   }
 
-  /** Writes a recipient row and its entry in the due index. */
+  /** Writes a recipient row and its entries in the due index. */
   putRecipient(id: MessageId, index: number, row: RecipientRow, before = this.recipient(id, index)): void {
     if (before === undefined) this.#added++;
-    else this.#entry(dueKeyOf(id, index, before), false);
-    this.#entry(dueKeyOf(id, index, row), true);
+    else this.#entries(dueKeysOf(id, index, before), false);
+    this.#entries(dueKeysOf(id, index, row), true);
     this.#recipients.set(recipientKey(id, index), formatRecipientRow(row));
   }
 
@@ -110,7 +110,7 @@ export class Draft {
     const message = this.message(id);
     if (before === undefined || message === undefined) return false;
     this.#added--;
-    this.#entry(dueKeyOf(id, index, before), false);
+    this.#entries(dueKeysOf(id, index, before), false);
     this.#recipients.set(recipientKey(id, index), undefined);
     if (message.waiting > 1) {
       this.#messages.set(messageKey(id), formatMessageRow({ ...message, waiting: message.waiting - 1 }));
@@ -160,10 +160,12 @@ export class Draft {
   }
 
   /** Two opposite changes of one entry leave it as it was. */
-  #entry(octets: Buffer, put: boolean): void {
-    const key = octets.toString('latin1');
-    if (this.#due.get(key) === !put) this.#due.delete(key);
-    else this.#due.set(key, put);
+  #entries(keys: readonly Buffer[], put: boolean): void {
+    for (const octets of keys) {
+      const key = octets.toString('latin1');
+      if (this.#due.get(key) === !put) this.#due.delete(key);
+      else this.#due.set(key, put);
+    }
   }
 
   #writeLive(segment: number, octets: number): void {

@@ -5,11 +5,11 @@
 // over. A new entry may wait only when its message id is not below the floor, and at the next start the
 // rows from the floor on are looked through again; the floor on disk rises when all that waited is out.
 import type { MessageId } from '../mail/index.ts';
-import { QUEUE_OCTETS, asBuffer, dueKeyOf, parseRecipientRow, readDueKey, readRecipientKey, recipientKey, type Tables } from './rows.ts';
+import { QUEUE_OCTETS, asBuffer, dueKeysOf, parseRecipientRow, readDueKey, readRecipientKey, recipientKey, type Tables } from './rows.ts';
 
-// So many changes wait before they go out: enough that several meet on one page of a backlog of 100,000,
-// few enough that a start looks through them in a moment and they weigh a few MiB.
-const WAIT_CHANGES = 8_192;
+// So many changes wait before they go out, two for a recipient: enough that several meet on one page of a
+// backlog of 100,000, few enough that a start looks through them in a moment and they weigh a few MiB.
+const WAIT_CHANGES = 16_384;
 // With each commit at least so many go out, and twice as many as came, so that a round ends before the next.
 const SLICE = 64;
 const ID_AT = QUEUE_OCTETS + 6;
@@ -51,8 +51,9 @@ export class LaterIndex {
       const octets = asBuffer(key);
       if (octets.length <= 26) continue; // a message row
       const { id, index } = readRecipientKey(octets);
-      const due = dueKeyOf(id, index, parseRecipientRow(asBuffer(value)));
-      if (!tables.due.doesExist(due)) this.#put(due.toString('latin1'), 'new');
+      for (const due of dueKeysOf(id, index, parseRecipientRow(asBuffer(value)))) {
+        if (!tables.due.doesExist(due)) this.#put(due.toString('latin1'), 'new');
+      }
       if (id > this.#newest) this.#newest = id;
     }
   }
@@ -134,7 +135,7 @@ export class LaterIndex {
     const due = Buffer.from(key, 'latin1');
     const { id, index } = readDueKey(due);
     const row = this.#tables.recipients.get(recipientKey(id, index));
-    return row !== undefined && dueKeyOf(id, index, parseRecipientRow(asBuffer(row))).equals(due);
+    return row !== undefined && dueKeysOf(id, index, parseRecipientRow(asBuffer(row))).some((one) => one.equals(due));
   }
 
   #put(key: string, change: Change): void {

@@ -1,21 +1,19 @@
 // Reading the rows: which queues there are, who is due in them, what an operator asks to see. Nothing
 // here is kept in memory but a bounded number of queue names: queues are found by seeking from one queue
 // id to the next in the due index. Every read is of committed rows; none waits for the disk on purpose.
-import type { Instant, MessageId } from '../mail/index.ts';
+import { PRIORITIES, type Instant, type MessageId, type Priority } from '../mail/index.ts';
 import type { Keyring } from '../runtime/index.ts';
 import { unseal } from '../runtime/index.ts';
 import type { LaterIndex } from './later.ts';
 import {
-  HELD_AT, QUEUE_OCTETS, asBuffer, dueFrom, dueKeyOf, hashesOf, messageKey, nextQueue, parseMessageRow, parseRecipientRow, queueOf, readDueKey, readRecipientKey,
-  recipientKey, splitQueueRow, type MessageRow, type QueueId, type RecipientRow, type Tables,
+  ENDS, HELD_AT, QUEUE_OCTETS, asBuffer, dueFrom, dueKeysOf, hashesOf, messageKey, nextQueue, parseMessageRow, parseRecipientRow, queueOf, readDueKey, readRecipientKey,
+  recipientKey, splitQueueRow, type MessageRow, type QueueId, type QueueName, type RecipientRow, type Tables,
 } from './rows.ts';
 import { Recent } from './recent.ts';
 
-/** A (tenant, domain) with somebody waiting, and when its first recipient is due. */
-export interface QueueHead {
+/** A (tenant, domain, priority) with somebody waiting, and when its first recipient is due. */
+export interface QueueHead extends QueueName {
   readonly queue: QueueId;
-  readonly tenant: string;
-  readonly domain: string;
   readonly nextAt: Instant;
 }
 
@@ -26,6 +24,8 @@ export interface Filter {
   readonly domain?: string;
   /** One of the person's keyed hashes, 16 octets: all that is sent to them in any of its widths. */
   readonly person?: Buffer;
+  /** A campaign of one tenant (Spool.campaign). */
+  readonly campaign?: Buffer;
 }
 
 /** One recipient found by scan(); `cursor` continues after it. */
@@ -41,7 +41,7 @@ export class QueueIndex {
   readonly #tables: Tables;
   readonly #later: LaterIndex;
   readonly #keyring: Keyring;
-  readonly #names = new Recent<{ readonly tenant: string; readonly domain: string }>(NAMES_KEPT);
+  readonly #names = new Recent<QueueName>(NAMES_KEPT);
 
   constructor(tables: Tables, later: LaterIndex, keyring: Keyring) {
     this.#tables = tables;
@@ -77,14 +77,19 @@ export class QueueIndex {
 
   /** undefined when the queue's name is not known. */
   head(queue: Buffer, nextAt: Instant): QueueHead | undefined {
-    const name = this.#name(queue);
-    return name === undefined ? undefined : { queue: queue.toString('hex'), tenant: name.tenant, domain: name.domain, nextAt };
+    const name = this.name(queue);
+    return name === undefined ? undefined : { queue: queue.toString('hex'), ...name, nextAt };
   }
 
   /** The due entries of a queue up to `until`, the earliest first. */
   *dueIn(queue: QueueId, until: Instant): Generator<Found> {
     const id = Buffer.from(queue, 'hex');
     yield* this.#entries(id, dueFrom(id, 0), dueFrom(id, Math.min(until + 1, HELD_AT)));
+  }
+
+  /** The entries of those whose time was over at `until`, held ones apart; who waits longest first. */
+  *endedBy(until: Instant): Generator<Found> {
+    yield* this.#entries(ENDS, dueFrom(ENDS, 0), dueFrom(ENDS, until + 1));
   }
 
   /** When the first recipient of a queue who is not held is due; undefined when there is none. */
@@ -105,11 +110,19 @@ export class QueueIndex {
     return { empty: keys.filter((key) => this.isEmpty(key)), next: keys.length < limit || last === undefined ? undefined : nextQueue(last) };
   }
 
-  /** Every recipient the filter means, held ones too, in the order of the index, from just after `after` on. */
-  *scan(filter: Filter, after?: Buffer): Generator<Found> {
-    const found = filter.id === undefined ? this.#scanQueues(filter, after) : this.#scanMessage(filter.id, filter, after);
-    if (filter.person === undefined) yield* found;
-    else for (const one of found) if (this.isTo(one, filter.person)) yield one;
+  /**
+   * Every recipient of the filter's message or queues, held ones too, in the order of the index, from just
+   * after `after` on. Which of them it means, where it names a person or a campaign, means() tells.
+   */
+  scan(filter: Filter, after?: Buffer): Generator<Found> {
+    return filter.id === undefined ? this.#scanQueues(filter, after) : this.#scanMessage(filter.id, filter, after);
+  }
+
+  /** Whether one that scan() found is to the filter's person and of its campaign. */
+  means({ id, index }: Found, { person, campaign }: Filter): boolean {
+    if (campaign !== undefined && this.message(id)?.campaign?.equals(campaign) !== true) return false;
+    const row = person === undefined ? undefined : this.recipient(id, index);
+    return person === undefined || (row !== undefined && hashesOf(row).some((hash) => hash.equals(person)));
   }
 
   *#scanQueues(filter: Filter, after?: Buffer): Generator<Found> {
@@ -117,12 +130,6 @@ export class QueueIndex {
       const start = after !== undefined && after.subarray(0, QUEUE_OCTETS).equals(queue) ? Buffer.concat([after, Buffer.of(0)]) : dueFrom(queue, 0);
       yield* this.#entries(queue, start, nextQueue(queue));
     }
-  }
-
-  /** Whether one of the recipient's hashes is this one. */
-  isTo({ id, index }: Found, person: Buffer): boolean {
-    const row = this.recipient(id, index);
-    return row !== undefined && hashesOf(row).some((hash) => hash.equals(person));
   }
 
   *#scanMessage(id: MessageId, filter: Filter, after?: Buffer): Generator<Found> {
@@ -134,25 +141,29 @@ export class QueueIndex {
       const { index } = readRecipientKey(cursor);
       if (filter.domain !== undefined) {
         const row = this.recipient(id, index);
-        if (row === undefined || this.#name(row.queue)?.domain !== filter.domain) continue;
+        if (row === undefined || this.name(row.queue)?.domain !== filter.domain) continue;
       }
       yield { id, index, cursor };
     }
   }
 
   *#matching(filter: Filter, after?: Buffer): Generator<Buffer> {
-    if (filter.tenant !== undefined && filter.domain !== undefined) {
-      yield queueOf(this.#keyring.tenant(filter.tenant).address, filter.domain);
+    const { tenant, domain } = filter;
+    const from = after?.subarray(0, QUEUE_OCTETS);
+    if (tenant !== undefined && domain !== undefined) {
+      const { address } = this.#keyring.tenant(tenant);
+      const queues = PRIORITIES.map((priority: Priority) => queueOf(address, domain, priority)).sort(Buffer.compare);
+      yield* queues.filter((queue) => from === undefined || Buffer.compare(queue, from) >= 0);
       return;
     }
-    for (const { queue } of this.#seek(after?.subarray(0, QUEUE_OCTETS))) {
-      if (filter.tenant === undefined && filter.domain === undefined) {
+    for (const { queue } of this.#seek(from)) {
+      if (tenant === undefined && domain === undefined) {
         yield queue;
         continue;
       }
-      const name = this.#name(queue);
+      const name = this.name(queue);
       if (name === undefined) continue;
-      if ((filter.tenant ?? name.tenant) === name.tenant && (filter.domain ?? name.domain) === name.domain) yield queue;
+      if ((tenant ?? name.tenant) === name.tenant && (domain ?? name.domain) === name.domain) yield queue;
     }
   }
 
@@ -162,7 +173,7 @@ export class QueueIndex {
     for (let next: Buffer | undefined = from; next !== undefined;) {
       const written = this.#first(next);
       const queue = least(written, waiting.at(-1));
-      if (queue === undefined) return;
+      if (queue === undefined || queue.equals(ENDS)) return;
       if (waiting.at(-1)?.equals(queue) === true) waiting.pop();
       for (const { cursor } of this.#entries(queue, dueFrom(queue, 0), nextQueue(queue))) {
         yield { queue, at: readDueKey(cursor).at };
@@ -195,7 +206,7 @@ export class QueueIndex {
   *#agreeing(cursor: Buffer): Generator<Found> {
     const { id, index } = readDueKey(cursor);
     const row = this.recipient(id, index);
-    if (row !== undefined && dueKeyOf(id, index, row).equals(cursor)) yield { id, index, cursor };
+    if (row !== undefined && dueKeysOf(id, index, row).some((key) => key.equals(cursor))) yield { id, index, cursor };
     else this.#later.isStale(cursor);
   }
 
@@ -205,16 +216,18 @@ export class QueueIndex {
     return undefined;
   }
 
-  #name(queue: Buffer): { readonly tenant: string; readonly domain: string } | undefined {
+  /** What a queue is for; undefined when its row is not there or does not open. */
+  name(queue: Buffer): QueueName | undefined {
     const id = queue.toString('hex');
     const known = this.#names.get(id);
     if (known !== undefined) return known;
     const octets = this.#tables.queues.get(queue);
     if (octets === undefined) return undefined;
     const { tenant, sealed } = splitQueueRow(asBuffer(octets));
-    const domain = unseal(this.#keyring.tenant(tenant).payload, sealed, queue);
-    if (domain === undefined) return undefined;
-    const name = { tenant, domain: domain.toString() };
+    const clear = unseal(this.#keyring.tenant(tenant).payload, sealed, queue);
+    if (clear === undefined) return undefined;
+    const [domain, priority = 'normal'] = clear.toString().split(' ') as [string, Priority?];
+    const name = { tenant, domain, priority };
     this.#names.set(id, name, 1);
     return name;
   }

@@ -2,28 +2,32 @@
 // and scheduling fields stand in clear; whatever names a person (address, domain, last reply) is sealed
 // under the tenant's payload key. A row is small and of nearly constant size, so that LMDB only ever
 // frees and takes single pages (a table whose values need runs of pages slows down for ever).
-//   message   <id 26>                                     segment, offset, lengths, recipients left, tenant
+//   message   <id 26>                                     segment, offset, lengths, recipients left, tenant, campaign's hash
 //   recipient <id 26><index 4>                            attempts, times, held, queue, hashes, sealed rest
 //   due       <queue 16><time 6><id 26><index 4>          empty; written late, see later.ts
-//   queue     <queue 16>                                  tenant, sealed domain
+//             <ff x 16><end 6><id 26><index 4>            the same by the end of its time, for what nobody can attempt
+//   queue     <queue 16>                                  tenant, sealed domain and priority
 //   segment   <number 4>                                  live octets, absolute
 //             <0>                                         recipients, floor (see later.ts)
 // Message and recipient rows share one table, so that a message and its recipients lie on one page: a
 // commit costs what the pages it touches cost. A held recipient stands in the due index at HELD_AT, past
-// every real time.
+// every real time, and has no end.
 import { createHmac, type KeyObject } from 'node:crypto';
 import type { Database, RootDatabase } from 'lmdb';
-import type { AdmittedRecipient, Instant, MessageId, QueuedRecipient } from '../mail/index.ts';
+import type { AdmittedRecipient, Instant, MessageId, Priority, QueuedRecipient } from '../mail/index.ts';
 import { MailError } from '../mail/index.ts';
 import { seal, unseal } from '../runtime/index.ts';
 import { openLmdb } from '../store/index.ts';
 
-/** 32 hex digits: a keyed hash of (tenant, domain); says neither. */
+/** 32 hex digits: a keyed hash of (tenant, domain, priority); says none of them. */
 export type QueueId = string;
 
 export const QUEUE_OCTETS = 16;
+const HASH_OCTETS = 16;
 const ID_OCTETS = 26;
 export const HELD_AT = 2 ** 48 - 1;
+/** Above every queue: the entries by the end of their time. */
+export const ENDS = Buffer.alloc(QUEUE_OCTETS, 255);
 
 export type Table = Database<Buffer, Uint8Array>;
 
@@ -108,9 +112,15 @@ export function nextQueue(queue: Buffer): Buffer | undefined {
   return undefined;
 }
 
-/** The queue of a domain under its tenant's address key. */
-export function queueOf(addressKey: KeyObject, domain: string): Buffer {
-  return createHmac('sha256', addressKey).update('queue\0').update(domain).digest().subarray(0, QUEUE_OCTETS);
+/** The queue of a domain and priority under its tenant's address key. */
+export function queueOf(addressKey: KeyObject, domain: string, priority: Priority): Buffer {
+  // Queues were all of one kind once: what waits in them is normal.
+  return createHmac('sha256', addressKey).update(`queue\0${domain}${priority === 'normal' ? '' : `\0${priority}`}`).digest().subarray(0, QUEUE_OCTETS);
+}
+
+/** What a message row says of its campaign, 16 octets. */
+export function campaignHash(addressKey: KeyObject, campaign: string): Buffer {
+  return createHmac('sha256', addressKey).update(`campaign\0${campaign}`).digest().subarray(0, HASH_OCTETS);
 }
 
 export interface MessageRow {
@@ -121,6 +131,8 @@ export interface MessageRow {
   /** Recipients who still wait. */
   readonly waiting: number;
   readonly tenant: string;
+  /** campaignHash() of its campaign, where it has one. */
+  readonly campaign?: Buffer;
 }
 
 export function formatMessageRow(row: MessageRow): Buffer {
@@ -131,17 +143,20 @@ export function formatMessageRow(row: MessageRow): Buffer {
   octets.writeUInt32BE(row.bodyLength, 12);
   octets.writeUInt32BE(row.waiting, 16);
   octets.write(row.tenant, 20, 'latin1');
-  return octets;
+  // No tenant's id has a NUL in it.
+  return row.campaign === undefined ? octets : Buffer.concat([octets, Buffer.of(0), row.campaign]);
 }
 
 export function parseMessageRow(octets: Buffer): MessageRow {
+  const nul = octets.indexOf(0, 20);
   return {
     segment: octets.readUInt32BE(0),
     offset: octets.readUInt32BE(4),
     metaLength: octets.readUInt32BE(8),
     bodyLength: octets.readUInt32BE(12),
     waiting: octets.readUInt32BE(16),
-    tenant: octets.toString('latin1', 20),
+    tenant: octets.toString('latin1', 20, nul === -1 ? octets.length : nul),
+    ...(nul !== -1 && { campaign: octets.subarray(nul + 1) }),
   };
 }
 
@@ -157,7 +172,6 @@ export interface RecipientRow {
   readonly sealed: Buffer;
 }
 
-const HASH_OCTETS = 16;
 const QUEUE_AT = 17;
 const HASHES_AT = QUEUE_AT + QUEUE_OCTETS;
 const SEALED_AT = HASHES_AT + 3 * HASH_OCTETS;
@@ -216,10 +230,20 @@ export function openRecipient(key: KeyObject, rowKey: Buffer, row: RecipientRow)
 }
 
 /** Where a recipient row stands in the due index. */
-export const dueKeyOf = (id: MessageId, index: number, row: RecipientRow): Buffer => dueKey(row.queue, row.held ? HELD_AT : row.nextAt, id, index);
+export function dueKeysOf(id: MessageId, index: number, row: RecipientRow): readonly Buffer[] {
+  if (row.held) return [dueKey(row.queue, HELD_AT, id, index)];
+  return [dueKey(row.queue, row.nextAt, id, index), dueKey(ENDS, row.expiresAt, id, index)];
+}
 
-export function formatQueueRow(key: KeyObject, queue: Buffer, tenant: string, domain: string): Buffer {
-  return Buffer.concat([Buffer.from([tenant.length]), Buffer.from(tenant, 'latin1'), seal(key, Buffer.from(domain), queue)]);
+/** What a queue is for. */
+export interface QueueName {
+  readonly tenant: string;
+  readonly domain: string;
+  readonly priority: Priority;
+}
+
+export function formatQueueRow(key: KeyObject, queue: Buffer, { tenant, domain, priority }: QueueName): Buffer {
+  return Buffer.concat([Buffer.from([tenant.length]), Buffer.from(tenant, 'latin1'), seal(key, Buffer.from(priority === 'normal' ? domain : `${domain} ${priority}`), queue)]);
 }
 
 /** The clear and the sealed half of a queue row. */

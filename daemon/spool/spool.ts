@@ -18,7 +18,7 @@
 // | lock held | removal at close | a lock whose process is gone | the next opener takes it over |
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Composed, Instant, MessageId, MessageMeta, QueuedRecipient, Stored } from '../mail/index.ts';
+import type { Composed, Instant, MessageId, MessageMeta, Priority, QueuedRecipient, Stored } from '../mail/index.ts';
 import { MailError } from '../mail/index.ts';
 import { seal, sealPieces, sealedLength, unseal, type Clock, type Keyring, type Log } from '../runtime/index.ts';
 import { Committer, Draft } from './draft.ts';
@@ -28,11 +28,12 @@ import { takeLock } from './lock.ts';
 import { QueueIndex, type Filter, type Found, type QueueHead } from './queues.ts';
 import { Recent } from './recent.ts';
 import {
-  formatQueueRow, openRecipient, openTables, packHashes, queueOf, recipientKey, sealRecipient, sizeOf, asBuffer,
+  campaignHash, formatQueueRow, openRecipient, openTables, packHashes, queueOf, recipientKey, sealRecipient, sizeOf, asBuffer,
   type MessageRow, type QueueId, type RecipientRow, type Tables,
 } from './rows.ts';
 import { RECORD_HEAD, Segments, formatRecordHead } from './segments.ts';
 import { Tender } from './tend.ts';
+import { alterEach, pages, take, type Alter } from './walk.ts';
 
 /** A recipient whose time has come, before the schedule room has taken it as Due. */
 export interface Waiting {
@@ -41,6 +42,16 @@ export interface Waiting {
   readonly message: MessageMeta;
   readonly recipient: QueuedRecipient;
 }
+
+export interface StoreOptions {
+  readonly expiresAt: Instant;
+  /** Left out: normal. */
+  readonly priority?: Priority;
+  readonly campaign?: string;
+}
+
+/** Names recipients that are passed over. */
+type Skip = (id: MessageId, index: number) => boolean;
 
 export type Settlement =
   | { readonly kind: 'done' }
@@ -51,6 +62,8 @@ export interface Listed {
   readonly id: MessageId;
   readonly index: number;
   readonly tenant: string;
+  readonly priority: Priority;
+  readonly campaign?: string;
   readonly recipient: QueuedRecipient;
   readonly cursor: string;
 }
@@ -65,8 +78,6 @@ export interface SpoolCounts {
 // Bodies a fresh message does not have to be read back for; a burst that outruns delivery by more is read from disk.
 const BODIES_KEPT_BYTES = 64 * 1024 * 1024;
 const METAS_KEPT = 4_096;
-// Rows an operator's command changes in one transaction.
-const COMMAND_ROWS = 500;
 
 /**
  * Opens the spool in `dir`, recovering what a crash left. `reserveBytes` stay free on the disk.
@@ -133,21 +144,22 @@ export class Spool {
    * Resolves when body and rows are durable: only then may a 250 be said.
    * @throws MailError E_SPOOL_FULL, E_STORE; nothing of the message is kept then
    */
-  store(message: Composed, options: { readonly expiresAt: Instant }): Promise<Stored> {
-    return this.#track(() => this.#store(message, options.expiresAt));
+  store(message: Composed, options: StoreOptions): Promise<Stored> {
+    return this.#track(() => this.#store(message, options));
   }
 
-  async #store(message: Composed, expiresAt: Instant): Promise<Stored> {
+  async #store(message: Composed, { expiresAt, priority = 'normal', campaign }: StoreOptions): Promise<Stored> {
     const { id, origin, envelope, plan, raw, receivedAt } = message;
     const storedAt = this.#clock.now();
     const keys = this.#keyring.tenant(origin.tenant);
-    const meta: MessageMeta = { origin, envelope, plan, sizeBytes: raw.length, receivedAt };
+    const meta: MessageMeta = { origin, envelope, plan, sizeBytes: raw.length, receivedAt, ...(campaign !== undefined && { campaign }) };
+    const tag = campaign === undefined ? undefined : campaignHash(keys.address, campaign);
     const sealedMeta = seal(keys.payload, Buffer.from(JSON.stringify(meta)), `${id}/meta`);
     const sealedBody = sealPieces(keys.payload, raw, id);
     const bodyLength = sealedLength(raw.length);
     const queues = new Map<string, { readonly id: Buffer; readonly domain: string }>();
     const rows = message.recipients.map((recipient, index): RecipientRow => {
-      const queue = queues.get(recipient.domain) ?? { id: queueOf(keys.address, recipient.domain), domain: recipient.domain };
+      const queue = queues.get(recipient.domain) ?? { id: queueOf(keys.address, recipient.domain, priority), domain: recipient.domain };
       queues.set(recipient.domain, queue);
       const sealed = sealRecipient(keys.payload, recipientKey(id, index), recipient, '');
       return { attempts: 0, nextAt: storedAt, expiresAt, held: false, queue: queue.id, hashes: packHashes(recipient), sealed };
@@ -159,9 +171,9 @@ export class Spool {
     try {
       await this.#committer.change(true, (draft) => {
         if (draft.message(id) !== undefined) throw new RangeError(`message ${id} is stored already`);
-        draft.putMessage(id, { ...place, metaLength: sealedMeta.length, bodyLength, waiting: rows.length, tenant: origin.tenant });
+        draft.putMessage(id, { ...place, metaLength: sealedMeta.length, bodyLength, waiting: rows.length, tenant: origin.tenant, ...(tag !== undefined && { campaign: tag }) });
         for (const [index, row] of rows.entries()) draft.putRecipient(id, index, row, undefined);
-        for (const queue of queues.values()) draft.useQueue(queue.id, () => formatQueueRow(keys.payload, queue.id, origin.tenant, queue.domain));
+        for (const { id: queue, domain } of queues.values()) draft.useQueue(queue, () => formatQueueRow(keys.payload, queue, { tenant: origin.tenant, domain, priority }));
       });
     } catch (error) {
       this.#segments.abandoned(place, record.reduce((sum, piece) => sum + piece.length, 0));
@@ -170,7 +182,7 @@ export class Spool {
     this.#segments.settled(place);
     this.#bodies.set(id, raw, raw.length);
     this.#metas.set(id, meta, 1);
-    for (const queue of queues.values()) this.#say({ queue: queue.id.toString('hex'), tenant: origin.tenant, domain: queue.domain, nextAt: storedAt });
+    for (const queue of queues.values()) this.#say({ queue: queue.id.toString('hex'), tenant: origin.tenant, domain: queue.domain, priority, nextAt: storedAt });
     return Object.freeze({ id, storedAt }) as Stored;
   }
 
@@ -207,23 +219,30 @@ export class Spool {
     }
   }
 
-  /** Every (tenant, domain) in which somebody waits who is not held, with its earliest due time. */
+  /** Every (tenant, domain, priority) in which somebody waits who is not held, with its earliest due time. */
   queues(): Iterable<QueueHead> {
     return this.#index.heads();
   }
 
   /** Up to `limit` recipients of a queue due at `until`, the earliest first; those `skip` names are passed over. */
-  due(queue: QueueId, until: Instant, limit: number, skip?: (id: MessageId, index: number) => boolean): Waiting[] {
-    const found: Waiting[] = [];
-    if (limit <= 0) return found;
-    for (const { id, index } of this.#index.dueIn(queue, until)) {
-      if (skip?.(id, index) === true) continue;
-      const waiting = this.#open(id, index);
-      if (waiting === undefined) continue;
-      found.push(waiting);
-      if (found.length >= limit) break;
-    }
-    return found;
+  due(queue: QueueId, until: Instant, limit: number, skip?: Skip): Waiting[] {
+    return this.#opened(this.#index.dueIn(queue, until), limit, skip);
+  }
+
+  /** The same of all queues, of recipients whose time was over at `until`; with the queue of each. */
+  ended(until: Instant, limit: number, skip?: Skip): (Waiting & { readonly queue: QueueId })[] {
+    return this.#opened(this.#index.endedBy(until), limit, skip).map((row) => ({ ...row, queue: this.#index.recipient(row.id, row.index)?.queue.toString('hex') ?? '' }));
+  }
+
+  /** Whether a recipient that due() gave is still to be attempted: not held, settled or dropped since. */
+  stillDue({ id, index }: Waiting, now: Instant): boolean {
+    const row = this.#index.recipient(id, index);
+    return row !== undefined && !row.held && row.nextAt <= now;
+  }
+
+  /** Recipients of a queue due at `until`, counted to `most`. */
+  countDue(queue: QueueId, until: Instant, most: number): number {
+    return take(this.#index.dueIn(queue, until), most).length;
   }
 
   /** When the first recipient of a queue who is not held is due; undefined when nobody waits there. */
@@ -275,16 +294,29 @@ export class Spool {
     return this.#each(filter, () => 'remove');
   }
 
-  /** Recipients who wait, held ones too; at most `limit`, from just behind `after`. */
-  list(query: Omit<Filter, 'id'> & { readonly limit: number; readonly after?: string }): Listed[] {
-    const { limit, after, ...filter } = query;
+  /** What a filter calls a tenant's campaign. */
+  campaign(tenant: string, name: string): Buffer {
+    return campaignHash(this.#keyring.tenant(tenant).address, name);
+  }
+
+  /** Recipients who wait, held ones too; at most `limit`, from just behind `after`. @throws MailError E_SPOOL_CORRUPT */
+  list(query: Omit<Filter, 'id'> & { readonly limit: number; readonly after?: string }): Promise<Listed[]> {
+    return this.#track(() => this.#list(query));
+  }
+
+  async #list({ limit, after, ...filter }: Parameters<Spool['list']>[0]): Promise<Listed[]> {
     const lines: Listed[] = [];
     if (limit <= 0) return lines;
-    for (const { id, index, cursor } of this.#index.scan(filter, after === undefined ? undefined : Buffer.from(after, 'hex'))) {
-      const [message, row] = [this.#index.message(id), this.#index.recipient(id, index)];
-      if (message === undefined || row === undefined) continue;
-      lines.push({ id, index, tenant: message.tenant, recipient: this.#unseal(message.tenant, id, index, row), cursor: cursor.toString('hex') });
-      if (lines.length >= limit) break;
+    for await (const page of pages(this.#index, filter, after === undefined ? undefined : Buffer.from(after, 'hex'))) {
+      for (const { id, index, cursor } of page) {
+        const [message, row] = [this.#index.message(id), this.#index.recipient(id, index)];
+        if (message === undefined || row === undefined) continue;
+        lines.push({
+          id, index, tenant: message.tenant, priority: this.#index.name(row.queue)?.priority ?? 'normal', recipient: this.#unseal(message.tenant, id, index, row), cursor: cursor.toString('hex'),
+          ...(message.campaign !== undefined && { campaign: this.#meta(id, message).campaign ?? '' }),
+        });
+        if (lines.length >= limit) return lines;
+      }
     }
     return lines;
   }
@@ -371,6 +403,19 @@ export class Spool {
     return openRecipient(this.#keyring.tenant(tenant).payload, recipientKey(id, index), row);
   }
 
+  #opened(found: Iterable<Found>, limit: number, skip?: Skip): Waiting[] {
+    const rows: Waiting[] = [];
+    if (limit <= 0) return rows;
+    for (const { id, index } of found) {
+      if (skip?.(id, index) === true) continue;
+      const waiting = this.#open(id, index);
+      if (waiting === undefined) continue;
+      rows.push(waiting);
+      if (rows.length >= limit) break;
+    }
+    return rows;
+  }
+
   /** One due recipient; undefined, and held for inspection, when it cannot be read. */
   #open(id: MessageId, index: number): Waiting | undefined {
     try {
@@ -385,58 +430,9 @@ export class Spool {
     }
   }
 
-  #each(filter: Filter, alter: (row: RecipientRow) => RecipientRow | 'remove' | undefined): Promise<number> {
-    return this.#track(() => this.#walk(filter, alter));
+  #each(filter: Filter, alter: Alter): Promise<number> {
+    return this.#track(() => alterEach(this.#index, this.#committer, filter, alter, (head) => this.#say(head)));
   }
-
-  async #walk(filter: Filter, alter: (row: RecipientRow) => RecipientRow | 'remove' | undefined): Promise<number> {
-    let changed = 0;
-    let after: Buffer | undefined;
-    const { person, ...where } = filter;
-    for (;;) {
-      const seen = take(this.#index.scan(where, after), COMMAND_ROWS);
-      after = seen.at(-1)?.cursor;
-      if (after === undefined) return changed;
-      const some = person === undefined ? seen : seen.filter((one) => this.#index.isTo(one, person));
-      if (some.length === 0) {
-        // One person is looked for in all that waits: the mail goes on meanwhile.
-        await new Promise<void>((done) => setImmediate(done));
-        continue;
-      }
-      const ready = new Map<string, { readonly queue: Buffer; readonly at: Instant }>();
-      changed += await this.#committer.change(false, (draft) => {
-        let count = 0;
-        for (const { id, index } of some) {
-          const row = draft.recipient(id, index);
-          const altered = row === undefined ? undefined : alter(row);
-          if (altered === undefined) continue;
-          count++;
-          if (altered === 'remove') {
-            draft.removeRecipient(id, index);
-            continue;
-          }
-          draft.putRecipient(id, index, altered, row);
-          const queue = altered.queue.toString('hex');
-          const at = Math.min(altered.nextAt, ready.get(queue)?.at ?? Infinity);
-          if (!altered.held) ready.set(queue, { queue: Buffer.from(altered.queue), at });
-        }
-        return count;
-      });
-      for (const { queue, at } of ready.values()) {
-        const head = this.#index.head(queue, at);
-        if (head !== undefined) this.#say(head);
-      }
-    }
-  }
-}
-
-function take(found: Iterable<Found>, limit: number): Found[] {
-  const some: Found[] = [];
-  for (const one of found) {
-    some.push(one);
-    if (some.length >= limit) break;
-  }
-  return some;
 }
 
 function liveBySegment(tables: Tables): Map<number, number> {

@@ -116,7 +116,7 @@ const CASES: Readonly<Record<string, Case>> = {
   'ledger checkpoint': { good: T, says: /verifier key +relay\.demo\.example/, json: /"verifier_key"/, ...missing('--tenant') },
   'queue list': { good: T, says: /counts/, json: /"rows":\[/, bad: ['--tenant', 'x'], wants: /no tenant "x"/ },
   'queue show': { good: ['ID'], says: /deferred|450 4\.2\.0 later/, json: /"recipients":\[/, bad: ['x'], wants: /"x" is not a message id/ },
-  'queue hold': { good: ['ID'], says: /changed +1/, json: /\{"changed":0\}/, bad: [], wants: /say which: a message id, --tenant, --domain, or --all/ },
+  'queue hold': { good: ['ID'], says: /changed +1/, json: /\{"changed":0\}/, bad: [], wants: /say which: a message id, --tenant, --domain, --campaign, or --all/ },
   'queue release': { good: ['ID'], says: /changed +1/, json: /\{"changed":0\}/, bad: ['x'], wants: /is not a message id/ },
   'queue retry': { good: ['ID'], says: /changed +\d/, json: /\{"changed":\d\}/, bad: [], wants: /say which/ },
   'queue drop': { good: ['ID'], says: /changed +1/, json: /\{"changed":0\}/, bad: [], wants: /say which/ },

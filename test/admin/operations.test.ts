@@ -8,6 +8,7 @@ import { newEvent } from '../../daemon/events/index.ts';
 import { parseAddress } from '../../daemon/mail/index.ts';
 import { openStores, type Stores } from '../../daemon/main.ts';
 import { newId, openLog, systemClock } from '../../daemon/runtime/index.ts';
+import type { Tenant } from '../../daemon/settings/index.ts';
 import { makeGrounds, type Grounds } from '../lib/daemon.ts';
 import { composed } from '../spool/room.ts';
 
@@ -98,10 +99,26 @@ t.test('the queue: list, show, hold, release, retry, drop', async (t) => {
     { by: 'cli', act: 'queue-held', recipients: 2 }, { by: 'cli', act: 'queue-released', recipients: 2 }, { by: 'cli', act: 'queue-dropped', recipients: 1 }, { by: 'cli', act: 'queue-dropped', recipients: 2 },
   ], 'each act is in the log of the tenant it met');
   for (const [op, params, text] of [
-    ['queue.drop', {}, /say which: a message id, --tenant, --domain, or --all/], ['queue.show', { id: 'x' }, /"x" is not a message id/], ['queue.show', { id: newId(1) }, /no such message waits/],
+    ['queue.drop', {}, /say which: a message id, --tenant, --domain, --campaign, or --all/], ['queue.show', { id: 'x' }, /"x" is not a message id/], ['queue.show', { id: newId(1) }, /no such message waits/],
     ['queue.drop', { tenant: 'nobody' }, /no tenant "nobody"; there are: demo/], ['queue.list', { tenant: '../x', domain: 'example.com' }, /no tenant/],
   ] as const) await t.rejects(call(op, params), { code: 'E_CONTROL', message: text });
   t.same(readdirSync(join(grounds.dataDir, 'keys')).filter((name) => /nobody|x\b/.test(name)), [], 'a slip of the pen is given no keys');
+});
+
+t.test('the queue by campaign', async (t) => {
+  const store = (name: string, campaign: string): Promise<unknown> => desk.spool.store(composed([at(name)], 100, 'demo'), { expiresAt: Date.now() + HOUR, campaign, priority: 'low' });
+  await store('one', 'summer sale');
+  await store('two', 'winter');
+  await queue('third');
+  t.match(await call('queue.list', { campaign: 'summer sale' }), { rows: [{ campaign: 'summer sale', priority: 'low', wire: at('one') }] });
+  t.match(await call('queue.hold', { tenant: 'demo', campaign: 'summer sale' }), { changed: 1 });
+  t.match(await call('queue.release', { campaign: 'summer' }), { changed: 0 }, 'the whole name');
+  t.match(await call('queue.drop', { campaign: 'summer sale' }), { changed: 1 });
+  t.match(await call('queue.drop', { campaign: 'winter' }), { changed: 1 });
+  t.match(await call('queue.drop', { all: true }), { changed: 1 });
+  const two = { ...desk, settings: () => ({ ...desk.settings(), tenants: new Map([...desk.settings().tenants, ['second', [...desk.settings().tenants.values()][0] as Tenant]]) }) };
+  await t.rejects(async () => operationsOf(two)['queue.drop']?.({ campaign: 'x' }, () => undefined), { message: /say whose campaign, with --tenant; there are: demo, second/ });
+  await t.rejects(call('queue.drop', { campaign: 'x', tenant: 'nobody' }), { message: /no tenant "nobody"/ });
 });
 
 t.test('tenants: suspended and resumed', async (t) => {

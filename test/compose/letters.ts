@@ -10,7 +10,7 @@ import type { SendingDomain, Stream } from '../../daemon/settings/index.ts';
 export const PAGES = 'https://news.acme.example';
 export const DOMAIN: SendingDomain = { name: 'acme.example', dkim: [], returnPath: 'bounce.acme.example', pages: PAGES };
 export const STREAM: Stream = {
-  id: 'news', purpose: 'newsletter', class: 'marketing', consentRequired: true, retryForMs: 1, legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '',
+  id: 'news', purpose: 'newsletter', class: 'marketing', consentRequired: true, retryForMs: 1, priority: 'normal', legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '',
 };
 export const RECEIVED = 'Received: by mx.postern.example (Postern) with ESMTPSA;\r\n Mon, 23 Nov 2026 04:10:00 +0000\r\n';
 export const ALL: Tracking = { opens: 'individual', clicks: 'individual' };

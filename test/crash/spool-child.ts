@@ -48,7 +48,7 @@ async function lane(): Promise<void> {
 
 await Promise.all(Array.from({ length: 16 }, lane));
 // Reached on the starved disk only: what was taken can still be delivered there.
-for (const { id } of spool.list({ limit: 5 })) if (spool.show(id) !== undefined) await finish(id);
+for (const { id } of await spool.list({ limit: 5 })) if (spool.show(id) !== undefined) await finish(id);
 say(`end ${JSON.stringify(spool.counts())}`);
 await spool.close();
 say('closed');

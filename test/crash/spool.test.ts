@@ -52,7 +52,7 @@ async function run(dir: string, mode: 'kill' | 'full' | 'rows' | 'disk', killMs?
 /** Opens the spool again and compares it with everything that was ever said of it. */
 async function verify(t: { equal: (a: unknown, b: unknown, what: string) => void }, dir: string, told: Omit<Told, 'lines' | 'status' | 'stderr'>): Promise<void> {
   const spool = await openIn(dir);
-  const there = new Set(spool.list({ limit: 1e9 }).map((l) => l.id));
+  const there = new Set((await spool.list({ limit: 1e9 })).map((l) => l.id));
   let [lost, wrong, back, kept] = [0, 0, 0, 0];
   for (const [id, hash] of told.stored) {
     if (!there.has(id)) {

@@ -24,7 +24,7 @@ const tenantOf = (...policies: readonly Policy[]): Tenant => ({
   id: 'acme', contact: { name: '', email: '', postal: '', url: '' }, policies, streams: new Map(), credentials: [], softRefuse: false,
   domains: [{ name: 'acme.example', dkim: [], returnPath: 'b.acme.example', pages: 'https://p.acme.example' }],
 });
-const newsStream: Stream = { id: 'weekly', purpose: 'news', class: 'marketing', consentRequired: true, retryForMs: 1, legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '' };
+const newsStream: Stream = { id: 'weekly', purpose: 'news', class: 'marketing', consentRequired: true, retryForMs: 1, priority: 'normal', legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '' };
 const softStream: Stream = { ...newsStream, consentRequired: false, legalBasis: 'eprivacy_13_2' };
 const receipts: Stream = { ...newsStream, id: 'receipts', class: 'transactional', consentRequired: false };
 const credential: Credential = { username: 'app', tenant: 'acme', secretHash: Buffer.alloc(32), stream: 'weekly', from: ['acme.example', 'boss@other.example'], rate: undefined };

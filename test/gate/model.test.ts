@@ -19,7 +19,7 @@ const tenant: Tenant = {
   id: 'acme', contact: { name: '', email: '', postal: '', url: '' }, policies: [policy], streams: new Map(), credentials: [], softRefuse: false,
   domains: [{ name: 'acme.example', dkim: [], returnPath: 'b.acme.example', pages: 'https://p.acme.example' }],
 };
-const newsStream: Stream = { id: 'weekly', purpose: 'news', class: 'marketing', consentRequired: true, retryForMs: 1, legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '' };
+const newsStream: Stream = { id: 'weekly', purpose: 'news', class: 'marketing', consentRequired: true, retryForMs: 1, priority: 'normal', legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '' };
 const place: Profile = {
   id: 'place', tlds: ['example'], bases: ['casl_implied_business'], basisFacts: { casl_implied_business: ['double-opt-in'] }, basisExpiresMs: { casl_implied_business: 2 * NOW },
   tracking: ALL, trackingApart: ALL, headers: [], footer: [], reaskMs: 0, unsubscribeForMs: 1,

@@ -25,7 +25,7 @@ const tenant: Tenant = {
   id: 'acme', contact: { name: '', email: '', postal: '', url: '' }, policies, streams: new Map(), credentials: [], softRefuse: false, domains: [],
 };
 const streams: readonly Stream[] = PURPOSES.map((purpose): Stream => ({
-  id: `s-${purpose}`, purpose, class: 'marketing', consentRequired: true, retryForMs: 1, legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '',
+  id: `s-${purpose}`, purpose, class: 'marketing', consentRequired: true, retryForMs: 1, priority: 'normal', legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '',
 }));
 
 interface House {

@@ -43,7 +43,7 @@ t.test('a tree becomes a frozen snapshot with units resolved', async (t) => {
   t.strictSame(shaping.retry, { firstMs: 60_000, maxMs: 3_600_000 });
 
   const acme = settings.tenants.get('acme');
-  t.strictSame(acme?.streams.get('newsletter'), { id: 'newsletter', purpose: 'newsletter', class: 'marketing', consentRequired: true, retryForMs: 259_200_000, legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '' });
+  t.strictSame(acme?.streams.get('newsletter'), { id: 'newsletter', purpose: 'newsletter', class: 'marketing', consentRequired: true, retryForMs: 259_200_000, priority: 'normal', legalBasis: 'gdpr_6_1_a', textLinks: false, thirdPartyTrackers: 'strip', delayNoticeMs: 14_400_000, bouncesTo: '' });
   t.match(acme?.streams.get('receipts'), { consentRequired: false, retryForMs: 43_200_000, legalBasis: 'gdpr_6_1_b' });
   t.match(acme?.policies[0], { version: '2026-01', effectiveAt: Date.UTC(2026, 0, 1), tracking: { opens: 'aggregate', clicks: 'none' }, text: /^# Privacy notice/ });
   t.strictSame(settings.credentials.get('shop')?.secretHash, Buffer.alloc(32));

@@ -93,10 +93,10 @@ t.test('hold, release, retry, drop and list, by message, tenant and domain', asy
   for (const d of all(spool).slice(0, 50)) await spool.settle(d, { kind: 'later', nextAt: LATER, lastReply: '' });
   t.equal(await spool.retry({}), 50);
   t.equal(all(spool, Date.now()).length, 1_202);
-  const page = spool.list({ tenant: 'acme', limit: 1_000 });
-  const rest = spool.list({ tenant: 'acme', limit: 1_000, after: page.at(-1)?.cursor ?? '' });
+  const page = await spool.list({ tenant: 'acme', limit: 1_000 });
+  const rest = await spool.list({ tenant: 'acme', limit: 1_000, after: page.at(-1)?.cursor ?? '' });
   t.equal(new Set([...page, ...rest].map((l) => l.index)).size, 1_200);
-  t.equal(spool.list({ domain: 'two.example', limit: 9 })[0]?.recipient.wire, 'y@two.example');
+  t.equal((await spool.list({ domain: 'two.example', limit: 9 }))[0]?.recipient.wire, 'y@two.example');
   t.equal(await spool.drop({ id: m.id, tenant: 'other' }), 0, 'another tenant\'s message is not touched');
   t.equal(await spool.drop({ domain: 'one.example' }), 1_201);
   t.match(spool.counts(), { messages: 1, recipients: 1 });
@@ -108,11 +108,90 @@ t.test('what waits for one person is found by any of their hashes, and made due'
   await Promise.all([spool.store(one, { expiresAt: FAR }), spool.store(two, { expiresAt: FAR })]);
   for (const d of all(spool)) await spool.settle(d, { kind: 'later', nextAt: LATER, lastReply: '' });
   const hashes = one.recipients[0]?.hashes ?? { consent: Buffer.alloc(16), suppression: Buffer.alloc(16), family: Buffer.alloc(16) };
-  for (const person of Object.values(hashes)) t.same(spool.list({ tenant: 'acme', person, limit: 9 }).map(({ index }) => index), [0]);
-  t.same(spool.list({ person: Buffer.alloc(16), limit: 9 }), []);
+  for (const person of Object.values(hashes)) t.same((await spool.list({ tenant: 'acme', person, limit: 9 })).map(({ index }) => index), [0]);
+  t.same(await spool.list({ person: Buffer.alloc(16), limit: 9 }), []);
   t.equal(await spool.retry({ id: one.id, person: two.recipients[0]?.hashes.family ?? Buffer.alloc(16) }), 0, 'not to this person');
   t.equal(await spool.retry({ tenant: 'acme', person: hashes.family }), 1);
   t.same(all(spool, Date.now()).map(({ id, index }) => [id, index]), [[one.id, 0]]);
+});
+
+t.test('priorities have queues of their own, and commands reach all of them', async (t) => {
+  const { dir, spool } = await spoolFor(t);
+  const ready: string[] = [];
+  spool.onReady((q) => ready.push(`${q.domain} ${q.priority}`));
+  for (const priority of ['low', 'normal', 'high'] as const) await spool.store(composed(['ann@one.example', 'bob@two.example']), { expiresAt: FAR, priority });
+  t.same(ready, ['one.example low', 'two.example low', 'one.example normal', 'two.example normal', 'one.example high', 'two.example high']);
+  t.equal(new Set([...spool.queues()].map(({ queue }) => queue)).size, 6);
+  for (const { queue } of spool.queues()) t.equal(spool.countDue(queue, FAR, 9), 1);
+  const one = { tenant: 'acme', domain: 'one.example' };
+  const first = await spool.list({ ...one, limit: 2 });
+  const rest = await spool.list({ ...one, limit: 2, after: first.at(-1)?.cursor ?? '' });
+  t.same([...first, ...rest].map(({ priority }) => priority).toSorted(), ['high', 'low', 'normal'], 'a domain is listed whole, page by page');
+  t.equal(await spool.hold(one), 3);
+  await spool.close();
+  const again = await openIn(dir);
+  t.same([...again.queues()].map(({ domain, priority }) => `${domain} ${priority}`).toSorted(), ['two.example high', 'two.example low', 'two.example normal']);
+  await again.close();
+});
+
+t.test('a campaign is found among much else, by its tenant\'s hash alone', async (t) => {
+  const { spool } = await spoolFor(t);
+  const people = (n: number): string[] => Array.from({ length: n }, (_, i) => `p${i}@d${i % 50}.example`);
+  await Promise.all([
+    ...Array.from({ length: 5 }, () => spool.store(composed(people(600)), { expiresAt: FAR, campaign: 'autumn' })),
+    spool.store(composed(people(70)), { expiresAt: FAR, campaign: 'summer', priority: 'low' }),
+    spool.store(composed(people(30)), { expiresAt: FAR, campaign: 'summer' }),
+    spool.store(composed(people(40)), { expiresAt: FAR }),
+    spool.store(composed(people(20), 100, 'other'), { expiresAt: FAR, campaign: 'summer' }),
+  ]);
+  const summer = spool.campaign('acme', 'summer');
+  t.equal((await spool.list({ campaign: summer, limit: 500 })).length, 100);
+  t.match((await spool.list({ campaign: summer, limit: 1 }))[0], { campaign: 'summer', tenant: 'acme' });
+  t.equal(await spool.hold({ tenant: 'acme', campaign: summer }), 100);
+  t.equal(await spool.hold({ campaign: summer }), 0);
+  t.equal(await spool.release({ campaign: summer, domain: 'd7.example' }), 3, 'with a domain: what is both');
+  t.equal(await spool.drop({ campaign: summer }), 100);
+  t.equal(spool.counts().recipients, 3_060);
+  const [row] = await spool.list({ tenant: 'other', limit: 1 });
+  t.equal(spool.show(row?.id ?? '')?.meta.campaign, 'summer', 'the other tenant keeps its own');
+});
+
+t.test('who may wait no longer is found by the end of its time, unless held or settled', async (t) => {
+  const { dir, spool } = await spoolFor(t);
+  const [soon, later] = [Date.now() + 60_000, Date.now() + 120_000];
+  const [a, b, c] = [composed(['a@one.example', 'b@two.example']), composed(['c@one.example']), composed(['d@one.example'])];
+  await spool.store(a, { expiresAt: soon });
+  await spool.store(b, { expiresAt: later, priority: 'high' });
+  await spool.store(c, { expiresAt: soon });
+  const wires = (s: Spool, until: number): string[] => s.ended(until, 9).map(({ recipient }) => recipient.wire);
+  t.same(wires(spool, soon - 1), []);
+  t.same(wires(spool, soon), ['a@one.example', 'b@two.example', 'd@one.example']);
+  t.same(spool.ended(soon, 9, (id) => id === a.id).map(({ id }) => id), [c.id]);
+  await spool.hold({ id: c.id });
+  for (const d of all(spool).filter(({ id }) => id === a.id)) await spool.settle(d, d.index === 0 ? { kind: 'done' } : { kind: 'later', nextAt: soon, lastReply: '' });
+  t.same(wires(spool, later), ['b@two.example', 'c@one.example']);
+  await spool.close();
+  const again = await openIn(dir);
+  t.same(wires(again, later), ['b@two.example', 'c@one.example'], 'over a restart too');
+  await again.release({ id: c.id });
+  t.same(wires(again, soon), ['b@two.example', 'd@one.example']);
+  const [due] = again.ended(soon, 1);
+  t.same([...again.queues()].find(({ queue }) => queue === due?.queue)?.domain, 'two.example');
+  await again.close();
+});
+
+t.test('a row that due() gave is known to be held or gone since', async (t) => {
+  const { spool } = await spoolFor(t);
+  const m = composed(['a@one.example', 'b@one.example']);
+  await spool.store(m, { expiresAt: FAR });
+  const [first, second] = all(spool) as [Waiting, Waiting];
+  t.ok(spool.stillDue(first, Date.now()));
+  await spool.settle(first, { kind: 'done' });
+  t.notOk(spool.stillDue(first, Date.now()));
+  await spool.hold({});
+  t.notOk(spool.stillDue(second, Date.now()));
+  await spool.release({});
+  t.ok(spool.stillDue(second, Date.now()));
 });
 
 t.test('nothing stands in clear in any file', async (t) => {
