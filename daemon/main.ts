@@ -159,6 +159,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
     tenantPausedUntil: (lane, tenant) => lanes.automation.tenantSuspended(lane, tenant),
     total: (tenant) => settings().shaping.tenants.get(tenant),
     started: lanes.started,
+    ended: (due, lane) => pipeline.ended(due, lane),
     run: (due, lane, route) => observed(pipeline.attempt(due, lane, route), lane, due, lanes.automation, clock.now()),
   });
   closers.push(() => stopSending(schedule, deliverer));

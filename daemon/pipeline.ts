@@ -40,6 +40,8 @@ export interface House {
 export interface Pipeline extends SubmissionHooks {
   /** One recipient's attempt, settled durably when it resolves. */
   attempt(due: Due, lane: LaneName, route: RouteResult): Promise<{ readonly reached: boolean; readonly outcome: Outcome }>;
+  /** Ends one whose time was over before an attempt could be made, durably; the lane where one is known. */
+  ended(due: Due, lane?: LaneName): Promise<void>;
 }
 
 /** A gate that cannot tell, a key that cannot be read: ours to mend, so the mail waits only briefly. */
@@ -63,8 +65,12 @@ export function openPipeline(house: House): Pipeline {
     reset: (context) => void admitted.delete(context.id),
     suspended: async (tenant) => (await house.ledger.suspension(tenant)) !== undefined,
     attempt: (due, lane, route) => attempt(house, due, lane, route),
+    ended: (due, lane = NO_LANE) => settle(house, due, lane, untried(due)),
   };
 }
+
+/** For what never got a lane. */
+const NO_LANE: LaneName = { id: '', label: 'none', egress: '', provider: '' };
 
 /** What RCPT has found out of one transaction: who may have the message, and whose rules its content must keep. */
 interface Admission {
@@ -196,6 +202,8 @@ async function attempt(house: House, due: Due, lane: LaneName, route: RouteResul
 
 interface Tried {
   readonly outcome: Outcome;
+  /** No attempt was made. */
+  readonly untried?: true;
   readonly hold?: boolean;
   /** What the event tells of the copy that was sent. */
   readonly copy?: Pick<Event, 'rule' | 'policy' | 'evidence' | 'links' | 'pixel' | 'trackers' | 'signatures'>;
@@ -239,6 +247,12 @@ function unrouted(route: Exclude<RouteResult, { kind: 'hosts' }>): Outcome {
 
 function wait(reason: string): Outcome {
   return { kind: 'deferred', phase: 'gate', host: '', reason, class: 'local', retryAfterMs: LOCAL_RETRY_MS };
+}
+
+/** The end of its time, which settle() makes of a deferral that comes after it. */
+function untried({ recipient: { lastReply } }: Due): Tried {
+  const last = lastReply === '' ? '' : `; last it was told: ${maskReply(lastReply)}`;
+  return { untried: true, outcome: { kind: 'deferred', phase: 'gate', host: '', reason: `its time was over before it could be tried again${last}`, class: 'expired' } };
 }
 
 /** Writes down what came of it: ledger first, then the notice, then the spool; each step may be repeated. */
@@ -399,11 +413,11 @@ function record(house: House, kind: EventKind, fields: Partial<Event>): Event {
   return event;
 }
 
-function recordOutcome(house: House, kind: EventKind, due: Due, lane: LaneName, { outcome, copy }: Tried, more: Partial<Event> = {}): void {
+function recordOutcome(house: House, kind: EventKind, due: Due, lane: LaneName, { outcome, copy, untried: waited }: Tried, more: Partial<Event> = {}): void {
   const { origin } = due.message;
   record(house, kind, {
     tenant: origin.tenant, stream: origin.stream, message_id: due.id, recipient: due.index, person: person(due.recipient.hashes),
-    lane: lane.id, host: outcome.host, phase: outcome.phase, class: outcome.class, reason: outcome.reason, attempts: due.recipient.attempts + 1,
+    lane: lane.id, host: outcome.host, phase: outcome.phase, class: outcome.class, reason: outcome.reason, attempts: due.recipient.attempts + (waited === true ? 0 : 1),
     ...(outcome.reply !== undefined && { code: outcome.reply.code, status: outcome.reply.enhanced, reply: maskReply(replyLine(outcome.reply)) }),
     ...(outcome.kind === 'suppressed' && { rule: outcome.rule }),
     ...(outcome.tls !== undefined && { tls: outcome.tls }),

@@ -47,14 +47,16 @@ export interface ScheduleOptions<Route> {
   readonly route: (tenant: string, domain: string) => Promise<Routed<Route>>;
   /** What holds for a lane now; asked before every attempt, so that a change is felt by the next. */
   readonly rules: (lane: LaneName) => LaneRules;
-  /** What a tenant may send in all. */
   /** The lanes a tenant's stream may take to where `lane` leads, with their weights; without a stream all that its streams may take. Left out: that lane. */
   readonly sources?: (lane: LaneName, tenant: string, stream?: string) => readonly Source[];
+  /** What a tenant may send in all. */
   readonly total?: (tenant: string) => TotalLimits | undefined;
   /** Until when a tenant may send nothing on a lane; 0: it may. */
   readonly tenantPausedUntil?: (lane: string, tenant: string) => number;
   /** Hears of each attempt as it is begun. */
   readonly started?: (lane: LaneName) => void;
+  /** Ends a recipient whose time was over before an attempt could be made, durably; the lane where one is known. */
+  readonly ended: (due: Due, lane: LaneName | undefined) => Promise<void>;
   /** Makes one attempt and settles it durably. `reached` false: the site could not be connected to. */
   readonly run: (due: Due, lane: LaneName, route: Route) => Promise<{ readonly reached: boolean; readonly outcome?: Outcome }>;
 }

@@ -1,16 +1,18 @@
 // Decides which recipient goes next, on which lane, when (design §5). Two tiers: a *queue* is what one
-// tenant has for one domain, owns times and lies on disk; a *lane* is one egress source towards one site
+// tenant has for one domain at one priority, owns times and lies on disk; a *lane* is one egress source towards one site
 // and owns connections and rates. In memory there is one small object for each queue and for each lane,
 // and the few rows a lane is about to send: ten million waiting rows cost disk, not memory.
 //
 // Callers may rely on: a row is handed to `run` by one lane only and never twice at once; `run` is not
 // called while the lane's limits forbid it; when `run` rejects (a bug) the row stays where it was and is
 // tried again after a pause, and nothing is lost. Nothing is started after stop().
-import type { Due } from '../mail/index.ts';
+import type { Due, MessageId, Priority } from '../mail/index.ts';
 import type { LaneLimits } from '../settings/index.ts';
 import type { QueueHead, QueueId, Waiting } from '../spool/index.ts';
+import { Ends } from './ends.ts';
 import { TimeHeap } from './heap.ts';
 import type { LaneName, LaneRules, LaneView, Routed, ScheduleOptions, Source } from './lane.ts';
+import { LookUps } from './look-ups.ts';
 import { laneGates, Permits, tenantGates, type GateLimits, type Held, type Permit } from './permits.ts';
 import { Turns } from './turns.ts';
 
@@ -18,12 +20,14 @@ interface Queue<Route> {
   readonly id: QueueId;
   readonly tenant: string;
   readonly domain: string;
+  readonly priority: Priority;
   state: 'waiting' | 'routing' | 'active';
   nextAt: number;
   /** New rows came while the queue was being read. */
   fresh: boolean;
   rows: Waiting[];
-  readonly running: Set<string>;
+  /** Rows under way. */
+  running: number;
   site: Site<Route> | undefined;
   route: Route | undefined;
 }
@@ -70,10 +74,7 @@ const BUG_PAUSE_MS = 30_000;
 /** So many attempts in a row that reached nobody pause the lane: the site is down, asking more is noise. */
 const UNREACHED_LIMIT = 10;
 const UNREACHED_PAUSE_MS = 60_000;
-/** Look-ups under way at once: a start with 10,000 queues must not flood the resolver. */
-const ROUTING_AT_ONCE = 64;
-
-const rowKey = (row: Waiting): string => `${row.id}/${row.index}`;
+const rowKey = ({ id, index }: Pick<Waiting, 'id' | 'index'>): string => `${id}/${index}`;
 
 /** One a process. start() reads the heads of all queues; from then on the spool tells of new ones. */
 export class Schedule<Route> {
@@ -82,9 +83,14 @@ export class Schedule<Route> {
   readonly #lanes = new Map<string, Lane<Route>>();
   readonly #sites = new Map<string, Site<Route>>();
   readonly #waiting = new TimeHeap<Queue<Route>>();
-  readonly #unrouted: Queue<Route>[] = [];
+  readonly #lookUps = new LookUps<Queue<Route>, Routed<Route>>({
+    look: ({ tenant, domain }) => this.#options.route(tenant, domain),
+    found: (queue, routed) => this.#routed(queue, routed),
+    failed: (queue, error) => this.#bug(error, 'route', () => this.#park(queue, this.#options.clock.now() + BUG_PAUSE_MS)),
+  });
+  readonly #running = new Set<string>();
   readonly #resting = new Map<string, number>();
-  #routing = 0;
+  readonly #ends: Ends;
   #timer: (() => void) | undefined;
   #stopped = false;
   #idle: (() => void) | undefined;
@@ -96,12 +102,15 @@ export class Schedule<Route> {
 
   constructor(options: ScheduleOptions<Route>) {
     this.#options = options;
+    const { spool, clock } = options;
+    this.#ends = new Ends({ spool, clock, skip: (id, index) => this.#passedOver(id, index), end: (row) => this.#end(row, row.queue) });
   }
 
   /** Takes up everything that waits on disk. */
   start(): void {
     this.#options.spool.onReady((head) => this.wake(head));
     for (const head of this.#options.spool.queues()) this.wake(head);
+    this.#ends.start();
   }
 
   /** A queue has something due at `head.nextAt`. */
@@ -110,8 +119,8 @@ export class Schedule<Route> {
     let queue = this.#queues.get(head.queue);
     if (queue === undefined) {
       queue = {
-        id: head.queue, tenant: head.tenant, domain: head.domain, state: 'waiting', nextAt: Number.POSITIVE_INFINITY,
-        fresh: false, rows: [], running: new Set(), site: undefined, route: undefined,
+        id: head.queue, tenant: head.tenant, domain: head.domain, priority: head.priority, state: 'waiting', nextAt: Number.POSITIVE_INFINITY,
+        fresh: false, rows: [], running: 0, site: undefined, route: undefined,
       };
       this.#queues.set(head.queue, queue);
     }
@@ -130,7 +139,9 @@ export class Schedule<Route> {
   async stop(): Promise<void> {
     this.#stopped = true;
     this.#timer?.();
+    this.#lookUps.stop();
     for (const site of this.#sites.values()) site.timer?.cancel();
+    await this.#ends.stop();
     if (this.#active > 0) await new Promise<void>((resolve) => (this.#idle = resolve));
   }
 
@@ -144,6 +155,17 @@ export class Schedule<Route> {
         ...(lane.held !== undefined && { held: lane.held }),
       };
     });
+  }
+
+  /** Recipients who are due on the way to where a lane leads, counted to `most`. */
+  due(lane: string, most: number): number {
+    const { spool, clock } = this.#options;
+    let count = 0;
+    for (const { id } of this.#lanes.get(lane)?.site.turns.all() ?? []) {
+      if (count >= most) break;
+      count += spool.countDue(id, clock.now(), most - count);
+    }
+    return count;
   }
 
   /** Something about limits or pauses has changed, of one lane or of all: what may go now goes. */
@@ -201,23 +223,7 @@ export class Schedule<Route> {
 
   #toLane(queue: Queue<Route>): void {
     queue.state = 'routing';
-    this.#unrouted.push(queue);
-    this.#routeMore();
-  }
-
-  #routeMore(): void {
-    while (this.#routing < ROUTING_AT_ONCE && !this.#stopped) {
-      const queue = this.#unrouted.shift();
-      if (queue === undefined) return;
-      this.#routing += 1;
-      this.#options.route(queue.tenant, queue.domain).then(
-        (routed) => this.#routed(queue, routed),
-        (error: unknown) => this.#bug(error, 'route', () => this.#park(queue, this.#options.clock.now() + BUG_PAUSE_MS)),
-      ).finally(() => {
-        this.#routing -= 1;
-        this.#routeMore();
-      });
-    }
+    this.#lookUps.add(queue);
   }
 
   #routed(queue: Queue<Route>, routed: Routed<Route>): void {
@@ -249,11 +255,13 @@ export class Schedule<Route> {
 
   /** Starts as many attempts as the lanes of a site may make now, and sets a timer when only time is missing. */
   #pump(site: Site<Route>): void {
-    for (let tries = 0; !this.#stopped && !site.turns.empty && tries < Math.min(TRIES, site.turns.size);) {
+    const tried = new Set<Queue<Route>>();
+    while (!this.#stopped && !site.turns.empty && tried.size < TRIES) {
       const now = this.#options.clock.now();
       const open = this.#open(site, now);
       if (open.size === 0) return this.#again(site, now);
-      const queue = this.#nextQueue(site, open, now);
+      const queue = this.#nextQueue(site, open, now, tried);
+      if (queue === undefined && tried.size > 0) break;
       if (queue === undefined) return this.#again(site, now);
       this.#fill(queue, now);
       if (queue.rows.length === 0) {
@@ -263,11 +271,13 @@ export class Schedule<Route> {
       }
       const chosen = this.#choose(site, queue, open, now);
       if (chosen === undefined) {
-        tries++;
+        tried.add(queue);
         continue;
       }
       const { lane, row } = chosen;
       queue.rows.splice(queue.rows.indexOf(row), 1);
+      // It was read ahead: since then somebody may have held or dropped it, or its time may be over.
+      if (this.#passedOver(row.id, row.index) || !this.#options.spool.stillDue(row, now)) continue;
       const of = open.get(lane);
       const gates = of === undefined ? [] : [...of.gates, ...this.#tenantGates(lane, queue.tenant, of.limits)];
       this.#launch(lane, queue, row, this.#permits.take(gates, now));
@@ -293,7 +303,7 @@ export class Schedule<Route> {
   }
 
   /** The queue whose turn it is, of a tenant that an open lane is open to. */
-  #nextQueue(site: Site<Route>, open: Open<Route>, now: number): Queue<Route> | undefined {
+  #nextQueue(site: Site<Route>, open: Open<Route>, now: number, tried: ReadonlySet<Queue<Route>>): Queue<Route> | undefined {
     const why = new Map<Lane<Route>, Held>();
     const queue = site.turns.next((tenant) => this.#sources(site, tenant).some(({ lane: name }) => {
       const lane = this.#laneOf(site, name);
@@ -304,7 +314,7 @@ export class Schedule<Route> {
       const before = why.get(lane);
       if (held !== undefined && (before === undefined || (held.until > 0 && (before.until === 0 || held.until < before.until)))) why.set(lane, held);
       return held === undefined;
-    }));
+    }), tried);
     for (const lane of open.keys()) {
       const held = why.get(lane);
       if (queue === undefined && held !== undefined) this.#hold(lane, held, now);
@@ -381,10 +391,7 @@ export class Schedule<Route> {
 
   #fill(queue: Queue<Route>, now: number): void {
     if (queue.rows.length === 0 && queue.fresh) {
-      queue.rows = this.#options.spool.due(queue.id, now, READ_AHEAD, (id, index) => {
-        const key = `${id}/${index}`;
-        return queue.running.has(key) || (this.#resting.get(key) ?? 0) > now;
-      });
+      queue.rows = this.#options.spool.due(queue.id, now, READ_AHEAD, (id, index) => this.#passedOver(id, index));
       queue.fresh = queue.rows.length === READ_AHEAD;
     }
   }
@@ -393,7 +400,8 @@ export class Schedule<Route> {
     const { run, clock } = this.#options;
     const key = rowKey(row);
     const route = queue.route as Route;
-    queue.running.add(key);
+    queue.running += 1;
+    this.#running.add(key);
     lane.active += 1;
     this.#active += 1;
     this.#options.started?.(lane.name);
@@ -401,15 +409,35 @@ export class Schedule<Route> {
       ({ reached }) => this.#reached(lane, reached),
       (error: unknown) => this.#bug(error, 'run', () => this.#resting.set(key, clock.now() + BUG_PAUSE_MS)),
     ).finally(() => {
-      queue.running.delete(key);
+      queue.running -= 1;
+      this.#running.delete(key);
       lane.active -= 1;
       this.#active -= 1;
       this.#permits.give(permit);
-      if (queue.rows.length === 0 && !queue.fresh && queue.running.size === 0) this.#settleQueue(queue);
+      if (queue.rows.length === 0 && !queue.fresh && queue.running === 0) this.#settleQueue(queue);
       this.#pump(lane.site);
       this.#dropIdle(lane.site);
       if (this.#active === 0) this.#idle?.();
     });
+  }
+
+  /** Under way, or resting after a bug. */
+  #passedOver(id: MessageId, index: number): boolean {
+    const key = rowKey({ id, index });
+    return this.#running.has(key) || (this.#resting.get(key) ?? 0) > this.#options.clock.now();
+  }
+
+  /** Its time was over and no attempt could be made. */
+  async #end(row: Waiting, queue: QueueId): Promise<void> {
+    const key = rowKey(row);
+    this.#running.add(key);
+    try {
+      await this.#options.ended(row as Due, this.#queues.get(queue)?.site?.name);
+    } catch (error) {
+      this.#bug(error, 'end', () => this.#resting.set(key, this.#options.clock.now() + BUG_PAUSE_MS));
+    } finally {
+      this.#running.delete(key);
+    }
   }
 
   #reached(lane: Lane<Route>, reached: boolean): void {
@@ -423,7 +451,7 @@ export class Schedule<Route> {
 
   /** Nothing to send now: the queue goes back to the clock, or away when the disk has nothing of it. */
   #settleQueue(queue: Queue<Route>): void {
-    if (queue.state !== 'active' || queue.running.size > 0 || queue.fresh || queue.rows.length > 0) return;
+    if (queue.state !== 'active' || queue.running > 0 || queue.fresh || queue.rows.length > 0) return;
     queue.site?.turns.remove(queue);
     queue.site = undefined;
     queue.route = undefined;

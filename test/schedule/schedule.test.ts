@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import t from 'tap';
-import type { Due } from '../../daemon/mail/index.ts';
+import { PRIORITIES, type Due, type Priority } from '../../daemon/mail/index.ts';
 import { Metrics, openKeyring, openLog, systemClock, type Clock } from '../../daemon/runtime/index.ts';
 import { TimeHeap } from '../../daemon/schedule/heap.ts';
 import { backoffMs, Schedule, WarmUp, type LaneName, type ScheduleOptions } from '../../daemon/schedule/index.ts';
@@ -26,13 +26,39 @@ t.test('the heap gives back what was put in, in order', async (t) => {
 });
 
 t.test('turns: tenants alternate whatever they have, and queues within a tenant', async (t) => {
-  const turns = new Turns<{ readonly tenant: string; readonly name: string }>();
-  const queues = [['big', 'a'], ['big', 'b'], ['big', 'c'], ['small', 'd']].map(([tenant = '', name = '']) => ({ tenant, name }));
+  const turns = new Turns<{ readonly tenant: string; readonly name: string; readonly priority: Priority }>();
+  const queues = [['big', 'a'], ['big', 'b'], ['big', 'c'], ['small', 'd']].map(([tenant = '', name = '']) => ({ tenant, name, priority: 'normal' as const }));
   for (const queue of queues) turns.add(queue);
   t.same(Array.from({ length: 6 }, () => turns.next()?.name), ['a', 'd', 'b', 'd', 'c', 'd']);
   for (const queue of queues) turns.remove(queue);
   t.ok(turns.empty);
   t.equal(turns.next(), undefined);
+});
+
+t.test('turns: of one tenant what is higher goes first, and one turn of eight goes below', async (t) => {
+  const turns = new Turns<{ readonly tenant: string; readonly priority: Priority }>();
+  const of = (tenant: string): { tenant: string; priority: Priority }[] => PRIORITIES.map((priority) => ({ tenant, priority }));
+  const [mine, urgent] = [of('acme'), { tenant: 'pushy', priority: 'high' as const }];
+  for (const queue of mine.toReversed()) turns.add(queue);
+  const count = (n: number): Record<string, number> => {
+    const seen: Record<string, number> = {};
+    for (let i = 0; i < n; i++) {
+      const { tenant = '', priority = '' } = turns.next() ?? {};
+      seen[tenant === 'acme' ? priority : tenant] = (seen[tenant === 'acme' ? priority : tenant] ?? 0) + 1;
+    }
+    return seen;
+  };
+  t.same(count(64), { high: 56, normal: 7, low: 1 });
+  turns.add(urgent);
+  t.same(count(128), { pushy: 64, high: 56, normal: 7, low: 1 }, 'nobody gets in front of another tenant');
+  t.equal(turns.next(() => true, new Set([urgent, ...mine.slice(0, 2)]))?.priority, 'low', 'past those that cannot go');
+  const [high, normal, low] = mine as [typeof urgent, typeof urgent, typeof urgent];
+  turns.remove(urgent);
+  turns.remove(normal);
+  t.same(count(64), { high: 56, low: 8 });
+  turns.remove(high);
+  turns.remove(high);
+  t.same([turns.size, turns.next()], [1, low]);
 });
 
 t.test('back-off doubles to its end with a quarter of jitter, and hears what the receiver asks', async (t) => {
@@ -52,9 +78,11 @@ interface Stage {
   readonly ran: Due[];
   /** Egress of each, in the same order. */
   readonly lanes: string[];
+  /** Whose time was over before an attempt could be made. */
+  readonly ended: { readonly due: Due; readonly lane: string }[];
   /** Ends the oldest attempt under way. */
   readonly finish: (reached?: boolean) => Promise<void>;
-  readonly store: (tenant: string, domain: string) => Promise<string>;
+  readonly store: (tenant: string, domain: string, more?: { readonly priority?: Priority; readonly forMs?: number }) => Promise<string>;
   readonly move: (ms: number) => void;
 }
 
@@ -76,11 +104,16 @@ async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'late
   const spool = await openSpool({ dir: join(dir, 'spool'), keyring, clock: { ...systemClock, now: () => now }, log, reserveBytes: 0 });
   const ran: Due[] = [];
   const lanes: string[] = [];
+  const ended: { due: Due; lane: string }[] = [];
   const open: (() => Promise<void>)[] = [];
   const schedule = new Schedule<string>({
     spool, clock, log, metrics: new Metrics(),
     route: async (_tenant, domain) => ({ lane: { id: `one/${domain}`, label: 'one/other', egress: 'one', provider: '' } satisfies LaneName, route: domain }),
     rules: () => ({ limits, shared: [], pausedUntil: 0, pausedFor: '' }),
+    ended: async (due, lane) => {
+      ended.push({ due, lane: lane?.id ?? '' });
+      await spool.settle(due, { kind: 'done' });
+    },
     run: (due, lane) => new Promise((resolve, reject) => {
       ran.push(due);
       lanes.push(lane.egress);
@@ -103,16 +136,16 @@ async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'late
     rmSync(dir, { recursive: true });
   });
   return {
-    spool, schedule, ran, lanes,
+    spool, schedule, ran, lanes, ended,
     async finish(reached = true) {
       const end = open.shift() as (() => Promise<void>) & { unreached: () => void };
       if (!reached) end.unreached();
       await end();
       await quiet();
     },
-    async store(tenant, domain) {
+    async store(tenant, domain, { priority = 'normal', forMs = 86_400_000 } = {}) {
       const message = composed([`reader@${domain}`], 100, tenant, now);
-      await spool.store(message, { expiresAt: now + 86_400_000 });
+      await spool.store(message, { expiresAt: now + forMs, priority });
       await quiet();
       return message.id;
     },
@@ -152,6 +185,95 @@ t.test('a newcomer waits for one message of the other tenant, not for its backlo
   await finish();
   await finish();
   t.ok(ran.slice(before).some((due) => due.id === mine));
+});
+
+t.test('what matters goes in front of the same tenant\'s backlog, and of nobody else\'s', async (t) => {
+  const { store, ran, finish } = await stage(t, { ...LIMITS, connections: 1 });
+  const names = new Map<string, string>();
+  const put = async (n: number, tenant: string, priority: Priority): Promise<void> => {
+    for (let i = 0; i < n; i++) names.set(await store(tenant, 'd.example', { priority }), `${tenant} ${priority}`);
+  };
+  await put(40, 'acme', 'low');
+  await put(1, 'acme', 'high');
+  await finish();
+  t.same(ran.map(({ id }) => names.get(id)), ['acme low', 'acme high'], 'the next attempt is its own');
+  await put(30, 'acme', 'high');
+  await put(30, 'other', 'normal');
+  const before = ran.length;
+  for (let i = 0; i < 32; i++) await finish();
+  const seen = ran.slice(before).map(({ id }) => names.get(id));
+  t.equal(seen.filter((name) => name === 'other normal').length, 16, 'the other tenant has every second turn');
+  t.equal(seen.filter((name) => name === 'acme low').length, 2, 'and what is low starves not: one of eight');
+});
+
+t.test('what was read ahead and then held or dropped is not attempted', async (t) => {
+  const { store, ran, finish, spool, move } = await stage(t, { ...LIMITS, connections: 1 });
+  const ids: string[] = [];
+  for (let i = 0; i < 6; i++) {
+    ids.push(await store('acme', 'd.example'));
+    move(1);
+  }
+  await finish();
+  await spool.drop({ id: ids[2] ?? '' });
+  await spool.hold({ id: ids[3] ?? '' });
+  while (ran.length < 4) await finish();
+  await finish();
+  t.same(ran.map(({ id }) => ids.indexOf(id)), [0, 1, 4, 5]);
+  await spool.release({});
+  await quiet();
+  t.equal(ids.indexOf(ran[4]?.id ?? ''), 3, 'and what is let go goes');
+});
+
+const MINUTE = 60_000;
+
+t.test('whose time is over ends then, though the lane is suspended, and nobody else does', async (t) => {
+  let pausedUntil = 0;
+  const { store, ran, ended, finish, move, spool, schedule } = await stage(t, { ...LIMITS, connections: 1 }, 'done', { rules: () => ({ limits: { ...LIMITS, connections: 1 }, shared: [], pausedUntil, pausedFor: 'suspended' }) });
+  const step = async (ms: number): Promise<void> => {
+    for (let passed = 0; passed < ms; passed += MINUTE / 4) {
+      move(MINUTE / 4);
+      await quiet();
+    }
+  };
+  const first = await store('acme', 'd.example', { forMs: 60 * MINUTE });
+  pausedUntil = Date.now() + 30 * 86_400_000;
+  const waits = await store('acme', 'd.example', { forMs: 60 * MINUTE });
+  const urgent = await store('acme', 'd.example', { forMs: 20 * MINUTE, priority: 'high' });
+  const held = await store('acme', 'd.example', { forMs: 20 * MINUTE });
+  const elsewhere = await store('acme', 'never-routed.example', { forMs: 90 * MINUTE });
+  await spool.hold({ id: held });
+  await step(20 * MINUTE);
+  t.same(ended, [], 'not before its time');
+  await step(MINUTE);
+  t.same(ended.map(({ due, lane }) => [due.id, lane]), [[urgent, 'one/d.example']], 'within the minute');
+  await step(39 * MINUTE);
+  t.equal(ended.length, 1);
+  await step(MINUTE);
+  t.same(ended.slice(1).map(({ due }) => due.id), [waits], 'what is under way ends by itself');
+  await step(30 * MINUTE);
+  t.equal(ended.at(-1)?.due.id, elsewhere);
+  pausedUntil = 0;
+  schedule.refresh();
+  await finish();
+  await step(MINUTE);
+  t.same(ran.map(({ id }) => id), [first], 'nothing that ended is sent when the lane opens');
+  t.same(spool.show(held)?.recipients.length, 1, 'what is held by hand stays');
+});
+
+t.test('after a start everybody has some minutes for a last attempt', async (t) => {
+  const { store, ran, ended, move, spool } = await stage(t, LIMITS, 'later', { route: async () => new Promise(() => undefined) });
+  await store('acme', 'd.example', { forMs: 1 });
+  for (let i = 0; i < 4 * 4; i++) {
+    move(MINUTE / 4);
+    await quiet();
+  }
+  t.same([ran.length, ended.length], [0, 0]);
+  for (let i = 0; i < 4 * 2; i++) {
+    move(MINUTE / 4);
+    await quiet();
+  }
+  t.equal(ended.length, 1, 'then it is over, also where DNS never answered');
+  t.equal(spool.counts().recipients, 0);
 });
 
 t.test('what is deferred comes back when its time has come, not before', async (t) => {
