@@ -159,7 +159,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
     tenantPausedUntil: (lane, tenant) => lanes.automation.tenantSuspended(lane, tenant),
     total: (tenant) => settings().shaping.tenants.get(tenant),
     started: lanes.started,
-    ended: (due, lane) => pipeline.ended(due, lane),
+    ended: pipeline.ended,
     run: (due, lane, route) => observed(pipeline.attempt(due, lane, route), lane, due, lanes.automation, clock.now()),
   });
   closers.push(() => stopSending(schedule, deliverer));
@@ -177,16 +177,10 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
   closers.push(() => submission.drain());
   const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), automation: lanes.automation, waits: deliverer.waits, expel: (tenant) => submission.expel(tenant) };
-  const reload = async (): Promise<unknown> => {
-    await notify('RELOADING=1');
-    const result = await live.reload();
+  const reload = (): Promise<unknown> => reloadWith(live, () => {
     submission.renewCertificate();
-    feedback.renewTls();
-    pages.renewTls();
-    api.renewTls();
-    await notify('READY=1', result.ok ? 'STATUS=configuration reloaded' : 'STATUS=the configuration on disk has errors, the old one stays in force');
-    return result;
-  };
+    for (const room of [feedback, pages, api]) room.renewTls();
+  });
   const control = await serveControl({ socketPath: controlSocket(settings()), operations: { ...operationsOf(desk), reload }, log });
   closers.push(() => control.close());
   onSignal('SIGHUP', () => void reload(), closers);
@@ -209,6 +203,15 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   await notify('READY=1');
   log.info({ hostname: settings().server.hostname, hash: settings().hash.slice(0, 16) }, 'postern is ready');
   return live;
+}
+
+/** Reads the tree and the certificates again; answers what was wrong with the tree. */
+async function reloadWith(live: LiveSettings, renew: () => void): Promise<unknown> {
+  await notify('RELOADING=1');
+  const result = await live.reload();
+  renew();
+  await notify('READY=1', result.ok ? 'STATUS=configuration reloaded' : 'STATUS=the configuration on disk has errors, the old one stays in force');
+  return result;
 }
 
 /** What receivers' replies bring about, kept over restarts and told of in the journal. */

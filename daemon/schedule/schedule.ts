@@ -103,7 +103,7 @@ export class Schedule<Route> {
   constructor(options: ScheduleOptions<Route>) {
     this.#options = options;
     const { spool, clock } = options;
-    this.#ends = new Ends({ spool, clock, skip: (id, index) => this.#passedOver(id, index), end: (row) => this.#end(row, row.queue) });
+    this.#ends = new Ends({ spool, clock, skip: (id, index) => this.#passedOver(id, index), end: (row) => this.#end(row, this.#queues.get(row.queue)) });
   }
 
   /** Takes up everything that waits on disk. */
@@ -428,15 +428,20 @@ export class Schedule<Route> {
   }
 
   /** Its time was over and no attempt could be made. */
-  async #end(row: Waiting, queue: QueueId): Promise<void> {
+  async #end(row: Waiting, queue: Queue<Route> | undefined): Promise<void> {
     const key = rowKey(row);
     this.#running.add(key);
+    if (queue !== undefined) queue.running += 1;
     try {
-      await this.#options.ended(row as Due, this.#queues.get(queue)?.site?.name);
+      await this.#options.ended(row as Due, queue?.site?.name);
     } catch (error) {
       this.#bug(error, 'end', () => this.#resting.set(key, this.#options.clock.now() + BUG_PAUSE_MS));
     } finally {
       this.#running.delete(key);
+      if (queue !== undefined) {
+        queue.running -= 1;
+        this.#settleQueue(queue);
+      }
     }
   }
 
@@ -460,10 +465,10 @@ export class Schedule<Route> {
       this.#queues.delete(queue.id);
       return;
     }
-    // A row that rests after a bug is due but not to be read yet.
+    // What is due and was not found just now rests after a bug, or is being ended or held: to look at once again would be to spin.
     const now = this.#options.clock.now();
     this.#sweepResting(now);
-    this.#park(queue, nextAt <= now && this.#resting.size > 0 ? now + BUG_PAUSE_MS : nextAt);
+    this.#park(queue, nextAt > now ? nextAt : now + (this.#resting.size > 0 ? BUG_PAUSE_MS : TRY_AGAIN_MS));
   }
 
   #sweepResting(now: number): void {

@@ -260,6 +260,30 @@ t.test('whose time is over ends then, though the lane is suspended, and nobody e
   t.same(spool.show(held)?.recipients.length, 1, 'what is held by hand stays');
 });
 
+t.test('a queue whose row is just being ended is not looked at over and over, and goes on afterwards', async (t) => {
+  let pausedUntil = Date.now() + 86_400_000;
+  const open: { due: Due; done: () => void }[] = [];
+  const { store, ran, move, spool, schedule } = await stage(t, LIMITS, 'done', {
+    rules: () => ({ limits: LIMITS, shared: [], pausedUntil, pausedFor: 'suspended' }),
+    ended: (due) => new Promise((done) => void open.push({ due, done })),
+  });
+  await store('acme', 'd.example', { forMs: 1 });
+  move(6 * MINUTE);
+  await quiet();
+  t.equal(open.length, 1);
+  pausedUntil = 0;
+  schedule.refresh();
+  await quiet();
+  t.equal(ran.length, 0, 'it is not attempted any more');
+  for (const { due, done } of open) {
+    await spool.settle(due, { kind: 'done' });
+    done();
+  }
+  await quiet();
+  const next = await store('acme', 'd.example');
+  t.same(ran.map(({ id }) => id), [next]);
+});
+
 t.test('after a start everybody has some minutes for a last attempt', async (t) => {
   const { store, ran, ended, move, spool } = await stage(t, LIMITS, 'later', { route: async () => new Promise(() => undefined) });
   await store('acme', 'd.example', { forMs: 1 });
