@@ -5,8 +5,8 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import {
-  askPeople, callControl, changes, describeImport, holdsText, importFile, operationsOf, peopleText, shapingText, show, table, tally,
-  type Ask, type Decision, type ImportFileOptions, type ShownHolds, type ShownShaping,
+  askPeople, callControl, changes, describeImport, holdsText, importFile, operationsOf, peopleText, runTop, shapingText, show, table, tally,
+  type Ask, type Decision, type ImportFileOptions, type ShownHolds, type ShownShaping, type TopView,
 } from './admin/index.ts';
 import { messagesIn, readBounce } from './feedback/index.ts';
 import { MailError, printable } from './mail/index.ts';
@@ -444,6 +444,14 @@ command(automation, 'lift', 'end actions at once: the lane has all its limits ag
   .option('--rule <id>', 'that this rule began').option('--all', 'all of them').action(simple('automation.lift'));
 
 command(root, 'status', 'show what the daemon is doing').action(simple('status'));
+
+command(root, 'top', 'show the lanes live, those that matter first; q quits. Prints once where output is no terminal, with --json a line a look')
+  .option('--every <seconds>', 'time between two looks', Number, 2).option('--once', 'print once')
+  .action(run(async (options: Common & { every: number; once?: boolean }) => {
+    if (!(options.every >= 0.2)) return offLine('--every: expected seconds, at least 0.2');
+    const asking = await asker(options);
+    await runTop((lanes) => asking('top', { lanes }) as Promise<TopView>, options, process);
+  }));
 
 function versionOf({ id, policies }: Tenant, version: string): Tenant['policies'][number] {
   const found = policies.find((known) => known.version === version);

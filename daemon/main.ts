@@ -11,7 +11,7 @@ import { openLedger, type Ledger } from './ledger/index.ts';
 import { openPipeline, type House, type Pipeline } from './pipeline.ts';
 import { MailError, type Due } from './mail/index.ts';
 import { Metrics, notify, openKept, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
-import { Automation, Schedule, WarmUp, type AutomationState, type LaneName, type LaneRules, type Routed, type Source, type WarmUpState } from './schedule/index.ts';
+import { Automation, Flow, FLOWS, Schedule, WarmUp, type AutomationState, type LaneName, type LaneRules, type Routed, type Source, type WarmUpState } from './schedule/index.ts';
 import { formatProblem, laneLimits, openSettings, policyProblem, sharedLimits, sourcesOf, type EgressSource, type LaneLimits, type LaneParts, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
 import { openSigner } from './sign/index.ts';
 import { openSpool, type Spool } from './spool/index.ts';
@@ -160,7 +160,7 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
     total: (tenant) => settings().shaping.tenants.get(tenant),
     started: lanes.started,
     ended: pipeline.ended,
-    run: (due, lane, route) => observed(pipeline.attempt(due, lane, route), lane, due, lanes.automation, clock.now()),
+    run: (due, lane, route) => observed(pipeline.attempt(due, lane, route), lane, due, lanes, clock.now()),
   });
   closers.push(() => stopSending(schedule, deliverer));
   const feedback = await openFeedback({ settings, keyring, ledger, sent, clock, log, metrics, record: (event) => journal.record(event) });
@@ -174,9 +174,9 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   let ready = false;
   const observe = await openObserve({ settings, metrics, ready: () => ({ ok: ready, why: ready ? '' : 'starting or stopping' }) });
   closers.push(() => observe.close());
-  const submission = await openSubmission({ settings, clock, log, metrics, hooks: pipeline });
+  const submission = await openSubmission({ settings, clock, log, metrics, hooks: noted(pipeline, lanes.flow) });
   closers.push(() => submission.drain());
-  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), automation: lanes.automation, waits: deliverer.waits, expel: (tenant) => submission.expel(tenant) };
+  const desk: Desk = { settings, ledger, keyring, spool, journal, clock, lanes: () => schedule.lanes(), route: (domain) => deliverer.siteOf(domain), automation: lanes.automation, flow: lanes.flow, due: (lane, most) => schedule.due(lane, most), waits: deliverer.waits, expel: (tenant) => submission.expel(tenant) };
   const reload = (): Promise<unknown> => reloadWith(live, () => {
     submission.renewCertificate();
     for (const room of [feedback, pages, api]) room.renewTls();
@@ -232,7 +232,7 @@ function startLanes({ settings, clock, log, metrics, journal }: Pick<House, 'set
   const warmUp = new WarmUp(clock, warmed.state);
   const limits = (lane: string, parts: LaneParts): LaneLimits => automation.limits(lane, laneLimits(settings().shaping, parts));
   return {
-    automation, limits,
+    automation, limits, flow: new Flow(clock),
     rules: (lane) => ({ limits: limits(lane.id, lane), shared: sharedLimits(settings().shaping, lane), ...pausedOf(lane, settings(), automation, warmUp) }),
     started: (lane) => warmUp.count(lane.id, sourceOf(settings(), lane)),
     keep() {
@@ -245,6 +245,7 @@ function startLanes({ settings, clock, log, metrics, journal }: Pick<House, 'set
 /** What holds for lanes at a moment, whoever asks. */
 interface Lanes {
   readonly automation: Automation;
+  readonly flow: Flow;
   readonly limits: (lane: string, parts: LaneParts) => LaneLimits;
   readonly rules: (lane: LaneName) => LaneRules;
   readonly started: (lane: LaneName) => void;
@@ -252,11 +253,25 @@ interface Lanes {
   keep(): void;
 }
 
-/** An attempt, whose end the automation takes note of. */
-async function observed(attempt: ReturnType<Pipeline['attempt']>, lane: LaneName, due: Due, automation: Automation, beganAt: number): ReturnType<Pipeline['attempt']> {
+/** An attempt, of whose end note is taken. */
+async function observed(attempt: ReturnType<Pipeline['attempt']>, lane: LaneName, due: Due, { automation, flow }: Lanes, beganAt: number): ReturnType<Pipeline['attempt']> {
   const ended = await attempt;
+  const kind = FLOWS.find((one) => one === ended.outcome.kind);
+  if (kind !== undefined) flow.note(lane.id, kind);
   automation.observe(lane, due.message.origin.tenant, ended.outcome, beganAt);
   return ended;
+}
+
+/** The pipeline, with note taken of what it accepts. */
+function noted(pipeline: Pipeline, flow: Flow): Pipeline {
+  return {
+    ...pipeline,
+    async message(submitted) {
+      const said = await pipeline.message(submitted);
+      if (said.code === 250) flow.note('', 'accepted');
+      return said;
+    },
+  };
 }
 
 /** Nothing more is begun, and what waits for leave is given up: a rate may be one an hour, and no stop waits for that. */

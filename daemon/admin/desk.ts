@@ -6,7 +6,7 @@ import type { Ledger } from '../ledger/index.ts';
 import type { AddressHashes } from '../mail/index.ts';
 import type { Clock, Keyring } from '../runtime/index.ts';
 import type { Deliverer, RouteResult } from '../deliver/index.ts';
-import type { Automation, LaneView } from '../schedule/index.ts';
+import type { Automation, Flow, LaneView, Schedule } from '../schedule/index.ts';
 import type { Settings, Tenant } from '../settings/index.ts';
 import type { Spool } from '../spool/index.ts';
 
@@ -26,6 +26,9 @@ export interface Desk {
   readonly automation?: Pick<Automation, 'list' | 'lift'>;
   /** Until when attempts of a lane wait for leave to connect or to send; absent when no daemon runs. */
   readonly waits?: Deliverer['waits'];
+  /** What went through lately, and who is due on the way to a lane; absent when no daemon runs. */
+  readonly flow?: Pick<Flow, 'rates'>;
+  readonly due?: Schedule<RouteResult>['due'];
   /** Where a domain's mail goes, as the daemon remembers it; absent when none runs. */
   readonly route?: (domain: string) => Promise<RouteResult>;
 }

@@ -5,6 +5,8 @@ export { askPeople, type Ask } from './ask-people.ts';
 export { changes, peopleText, tally } from './explain-text.ts';
 export type { Decision, Judged, PersonJudged } from './explain.ts';
 export { operationsOf, type Desk } from './operations.ts';
+export { runTop } from './top-screen.ts';
+export type { TopView } from './top.ts';
 export { holdsText, shapingText, type ShownHolds, type ShownShaping } from './shaping.ts';
 export { watchPolicies } from './policy-watch.ts';
 export { openApi, type ApiOptions } from './api/server.ts';

@@ -16,6 +16,7 @@ import { queueOperations } from './queue.ts';
 import { shapingOperations } from './shaping.ts';
 import { subjectOperations } from './subjects.ts';
 import { tenantOperations } from './tenants.ts';
+import { topOperations } from './top.ts';
 
 export type { Desk } from './desk.ts';
 
@@ -34,5 +35,6 @@ export function operationsOf(desk: Desk): Readonly<Record<string, Operation>> {
     ...keyOperations(desk),
     ...shapingOperations(desk),
     ...automationOperations(desk),
+    ...topOperations(desk),
   };
 }

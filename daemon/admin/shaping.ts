@@ -155,18 +155,19 @@ async function showHolds(desk: Desk, params: Params): Promise<ShownHolds> {
   const resting = rows.length > 0 && queue.next_at > now ? [{ lane: '', what: 'every recipient of the domain waits for the next try', since: 0, until: queue.next_at }] : [];
   if (route.kind !== 'hosts') return { domain, site: '', lanes: [], holds: [{ lane: '', what: `no way there: ${route.reason}`, since: 0, until: 0 }, ...resting], ...queue };
   const lanes = desk.lanes().filter(({ lane }) => lane.slice(lane.indexOf('/') + 1) === route.site);
-  const holds = lanes.flatMap(({ lane, held, pausedUntil, pausedFor }): Hold[] => {
-    if (held !== undefined && (held.until === 0 || held.until > now)) return [{ lane, what: held.by, since: held.since, until: held.until }];
-    return pausedUntil > now ? [{ lane, what: pausedFor, since: 0, until: pausedUntil }] : [];
-  });
-  const waits = lanes.flatMap(({ lane }): Hold[] => {
-    const { connecting, sending } = desk.waits?.(lane) ?? { connecting: 0, sending: 0 };
-    return [
-      ...(connecting > now ? [{ lane, what: 'attempts wait for leave to connect (connection_rate)', since: 0, until: connecting }] : []),
-      ...(sending > now ? [{ lane, what: 'attempts wait for leave to send (message_rate)', since: 0, until: sending }] : []),
-    ];
-  });
-  return { domain, site: route.site, lanes, holds: [...holds, ...waits, ...resting], ...queue };
+  return { domain, site: route.site, lanes, holds: [...lanes.flatMap((lane) => holdsOf(desk, lane, now)), ...resting], ...queue };
+}
+
+/** What holds on a lane now, what keeps attempts from being begun first. */
+export function holdsOf(desk: Desk, { lane, held, pausedUntil, pausedFor }: LaneView, now: number): Hold[] {
+  const { connecting, sending } = desk.waits?.(lane) ?? { connecting: 0, sending: 0 };
+  const holds = held !== undefined && (held.until === 0 || held.until > now);
+  return [
+    ...(holds ? [{ lane, what: held.by, since: held.since, until: held.until }] : []),
+    ...(!holds && pausedUntil > now ? [{ lane, what: pausedFor, since: 0, until: pausedUntil }] : []),
+    ...(connecting > now ? [{ lane, what: 'attempts wait for leave to connect (connection_rate)', since: 0, until: connecting }] : []),
+    ...(sending > now ? [{ lane, what: 'attempts wait for leave to send (message_rate)', since: 0, until: sending }] : []),
+  ];
 }
 
 /** `shaping show` for people. */

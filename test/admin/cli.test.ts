@@ -131,6 +131,7 @@ const CASES: Readonly<Record<string, Case>> = {
   'automation list': { says: /\(nothing\)/, json: /\{"actions":\[\]\}/, bad: ['--domain', 'x y'], wants: /is not a domain/ },
   'automation lift': { good: ['--all'], says: /lifted +0/, json: /\{"lifted":0\}/, bad: [], wants: /say which: --lane, --domain, --rule, or --all/ },
   status: { says: /hash/, json: /"recipients":/, bad: ['--x'], badStatus: 2, wants: /unknown option/ },
+  top: { good: ['--once'], says: /^postern .* UTC .*\nqueue \d+ recipients/, json: /"lanes":\[/, bad: ['--every', '0'], badStatus: 2, wants: /--every: expected seconds, at least 0\.2/ },
   'consent import': missing('--tenant'),
   'suppress import': missing('--tenant'),
 };
