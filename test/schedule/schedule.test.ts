@@ -1,19 +1,13 @@
 // The schedule against a real spool and a clock that the test moves: who goes next, how many at once,
 // when again. `run` is the test's: it stands for the attempt.
-import { mkdtempSync, rmSync } from 'node:fs';
-import { createSecretKey } from 'node:crypto';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import * as fc from 'fast-check';
 import t from 'tap';
 import { PRIORITIES, type Due, type Priority } from '../../daemon/mail/index.ts';
-import { Metrics, openKeyring, openLog, systemClock, type Clock } from '../../daemon/runtime/index.ts';
+import type { Clock } from '../../daemon/runtime/index.ts';
 import { TimeHeap } from '../../daemon/schedule/heap.ts';
-import { backoffMs, Schedule, WarmUp, type LaneName, type ScheduleOptions } from '../../daemon/schedule/index.ts';
+import { backoffMs, WarmUp, type LaneName } from '../../daemon/schedule/index.ts';
 import { Turns } from '../../daemon/schedule/turns.ts';
-import type { LaneLimits } from '../../daemon/settings/index.ts';
-import { openSpool, type Spool } from '../../daemon/spool/index.ts';
-import { composed } from '../spool/room.ts';
+import { LIMITS, quiet, stage } from './stage.ts';
 
 t.test('the heap gives back what was put in, in order', async (t) => {
   fc.assert(fc.property(fc.array(fc.integer({ min: 0, max: 1000 })), (times) => {
@@ -70,100 +64,6 @@ t.test('back-off doubles to its end with a quarter of jitter, and hears what the
   t.equal(backoffMs(1, retry, 0.5, 999_999_999), 14_400_000, 'but not past the end');
 });
 
-const LIMITS: LaneLimits = { connections: 2, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 100, tls: 'opportunistic', idleMs: 1000, tenantConnections: undefined, tenantMessageRate: undefined };
-
-interface Stage {
-  readonly spool: Spool;
-  readonly schedule: Schedule<string>;
-  readonly ran: Due[];
-  /** Egress of each, in the same order. */
-  readonly lanes: string[];
-  /** Whose time was over before an attempt could be made. */
-  readonly ended: { readonly due: Due; readonly lane: string }[];
-  /** Ends the oldest attempt under way. */
-  readonly finish: (reached?: boolean) => Promise<void>;
-  readonly store: (tenant: string, domain: string, more?: { readonly priority?: Priority; readonly forMs?: number }) => Promise<string>;
-  readonly move: (ms: number) => void;
-}
-
-async function stage(t: Tap, limits: LaneLimits = LIMITS, settle: 'done' | 'later' | 'throw' = 'done', more: Partial<ScheduleOptions<string>> = {}): Promise<Stage> {
-  const dir = mkdtempSync(join(tmpdir(), 'postern-schedule-'));
-  const timers: { at: number; run: () => void }[] = [];
-  let now = Date.now();
-  const clock: Clock = {
-    now: () => now,
-    after(ms, run) {
-      const timer = { at: now + ms, run };
-      timers.push(timer);
-      return () => void timers.splice(timers.indexOf(timer), timers.includes(timer) ? 1 : 0);
-    },
-  };
-  const log = openLog('silent');
-  const keyring = openKeyring(join(dir, 'keys'), createSecretKey(Buffer.alloc(32, 7)));
-  // The spool keeps its own house on the system's clock for its background work.
-  const spool = await openSpool({ dir: join(dir, 'spool'), keyring, clock: { ...systemClock, now: () => now }, log, reserveBytes: 0 });
-  const ran: Due[] = [];
-  const lanes: string[] = [];
-  const ended: { due: Due; lane: string }[] = [];
-  const open: (() => Promise<void>)[] = [];
-  const schedule = new Schedule<string>({
-    spool, clock, log, metrics: new Metrics(),
-    route: async (_tenant, domain) => ({ lane: { id: `one/${domain}`, label: 'one/other', egress: 'one', provider: '' } satisfies LaneName, route: domain }),
-    rules: () => ({ limits, shared: [], pausedUntil: 0, pausedFor: '' }),
-    ended: async (due, lane) => {
-      ended.push({ due, lane: lane?.id ?? '' });
-      await spool.settle(due, { kind: 'done' });
-    },
-    run: (due, lane) => new Promise((resolve, reject) => {
-      ran.push(due);
-      lanes.push(lane.egress);
-      let reached = true;
-      const end = async (): Promise<void> => {
-        if (settle === 'throw') return reject(new Error('a bug'));
-        await spool.settle(due, settle === 'done' ? { kind: 'done' } : { kind: 'later', nextAt: now + 60_000, lastReply: '450 later' });
-        resolve({ reached });
-      };
-      open.push(Object.assign(end, { unreached: () => (reached = false) }));
-    }),
-    ...more,
-  });
-  schedule.start();
-  t.teardown(async () => {
-    const stopped = schedule.stop();
-    await Promise.all(open.splice(0).map((end) => end()));
-    await stopped;
-    await spool.close();
-    rmSync(dir, { recursive: true });
-  });
-  return {
-    spool, schedule, ran, lanes, ended,
-    async finish(reached = true) {
-      const end = open.shift() as (() => Promise<void>) & { unreached: () => void };
-      if (!reached) end.unreached();
-      await end();
-      await quiet();
-    },
-    async store(tenant, domain, { priority = 'normal', forMs = 86_400_000 } = {}) {
-      const message = composed([`reader@${domain}`], 100, tenant, now);
-      await spool.store(message, { expiresAt: now + forMs, priority });
-      await quiet();
-      return message.id;
-    },
-    move(ms) {
-      now += ms;
-      for (const timer of timers.splice(0).toSorted((a, b) => a.at - b.at)) {
-        if (timer.at <= now) timer.run();
-        else timers.push(timer);
-      }
-    },
-  };
-}
-
-interface Tap {
-  teardown(run: () => Promise<void>): void;
-}
-
-const quiet = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 15));
 
 t.test('no more at once than the lane may have, and each row once', async (t) => {
   const { store, ran, finish } = await stage(t);
