@@ -37,7 +37,9 @@ async function before(on: Stage, store: () => Promise<string>): Promise<number> 
   return Infinity;
 }
 
-t.test(`beside ${ROWS} rows of another tenant`, { timeout: 600_000 }, async (t) => {
+t.setTimeout(600_000);
+
+t.test(`beside ${ROWS} rows of another tenant`, async (t) => {
   const on = await stage(t, { ...LIMITS, connections: CONNECTIONS }, 'done', {
     route: async (_tenant, domain) => ({ lane: { id: 'one/site', label: 'one/other', egress: 'one', provider: '' }, route: domain }),
   });
