@@ -4,7 +4,7 @@
 import { resolveRoute, type HostsRoute, type RouteResult } from '../deliver/index.ts';
 import { openResolver } from '../dns/index.ts';
 import { isMailError, parseAddress } from '../mail/index.ts';
-import type { LaneView } from '../schedule/index.ts';
+import type { Action, LaneView } from '../schedule/index.ts';
 import { explainLimits, formatDuration, formatRate, sharedLimits, type LaneLimits, type Rate, type Settings, type TotalLimits } from '../settings/index.ts';
 import type { Operation } from './control.ts';
 import type { Desk } from './desk.ts';
@@ -45,6 +45,8 @@ export interface ShownHolds {
   readonly site: string;
   readonly lanes: readonly LaneView[];
   readonly holds: readonly Hold[];
+  /** What receivers' replies have brought about on these lanes: it lowers their limits. */
+  readonly automation: readonly Action[];
   /** Recipients of the domain who wait, counted up to a bound. */
   readonly waiting: number;
   readonly next_at: number;
@@ -153,9 +155,10 @@ async function showHolds(desk: Desk, params: Params): Promise<ShownHolds> {
   const times = rows.map(({ recipient }) => recipient.nextAt).filter((at) => at > 0);
   const queue = { waiting: rows.length, next_at: times.length === 0 ? 0 : Math.min(...times), last_reply: rows.find(({ recipient }) => recipient.lastReply !== '')?.recipient.lastReply ?? '' };
   const resting = rows.length > 0 && queue.next_at > now ? [{ lane: '', what: 'every recipient of the domain waits for the next try', since: 0, until: queue.next_at }] : [];
-  if (route.kind !== 'hosts') return { domain, site: '', lanes: [], holds: [{ lane: '', what: `no way there: ${route.reason}`, since: 0, until: 0 }, ...resting], ...queue };
+  if (route.kind !== 'hosts') return { domain, site: '', lanes: [], automation: [], holds: [{ lane: '', what: `no way there: ${route.reason}`, since: 0, until: 0 }, ...resting], ...queue };
   const lanes = desk.lanes().filter(({ lane }) => lane.slice(lane.indexOf('/') + 1) === route.site);
-  return { domain, site: route.site, lanes, holds: [...lanes.flatMap((lane) => holdsOf(desk, lane, now)), ...resting], ...queue };
+  const automation = (desk.automation?.list() ?? []).filter(({ lane }) => lane.slice(lane.indexOf('/') + 1) === route.site);
+  return { domain, site: route.site, lanes, automation, holds: [...lanes.flatMap((lane) => holdsOf(desk, lane, now)), ...resting], ...queue };
 }
 
 /** What holds on a lane now, what keeps attempts from being begun first. */
@@ -181,13 +184,14 @@ export function shapingText({ domain, site, provider, hosts, lanes }: ShownShapi
 const time = (at: number): string => new Date(at).toISOString().slice(0, 19).replace('T', ' ');
 
 /** `shaping why` for people. */
-export function holdsText({ domain, site, holds, lanes, waiting, next_at: nextAt, last_reply: lastReply }: ShownHolds): string {
+export function holdsText({ domain, site, holds, automation, lanes, waiting, next_at: nextAt, last_reply: lastReply }: ShownHolds): string {
   const held = holds.map(({ lane, what, since, until }) =>
     `${lane === '' ? 'queue' : lane}: ${what}${since === 0 ? '' : `, since ${time(since)}`}${until === 0 ? '' : `, until ${time(until)}`}`);
   return [
     `${domain} -> ${site === '' ? 'nowhere' : site}`,
     ...(held.length > 0 ? held : ['nothing holds it']),
-    ...lanes.map(({ lane, active, connections, queues }) => `${lane}: ${active} of ${connections} connections at work, ${queues} queues with mail for now`),
-    waiting === 0 ? 'no recipient of the domain waits' : `${waiting >= ROWS ? `${ROWS} or more` : waiting} recipients wait${nextAt === 0 ? '' : `, the first until ${time(nextAt)}`}${lastReply === '' ? '' : `; last said: ${lastReply}`}`,
+    ...automation.map(({ lane, rule, action, rate: slowed, since, until }) => `${lane}: ${action}${slowed === undefined ? '' : ` to ${rate(slowed)}`} by rule ${rule}, since ${time(since)}, until ${time(until)} (postern automation lift --domain ${domain})`),
+    ...lanes.map(({ lane, active, connections, queues }) => `${lane}: ${active} of ${connections} connections at work, ${queues} ${queues === 1 ? 'queue' : 'queues'} with mail for now`),
+    waiting === 0 ? 'no recipient of the domain waits' : `${waiting >= ROWS ? `${ROWS} or more` : waiting} ${waiting === 1 ? 'recipient waits' : 'recipients wait'}${nextAt === 0 ? '' : `, the first due ${time(nextAt)}`}${lastReply === '' ? '' : `; last said: ${lastReply}`}`,
   ].join('\n');
 }

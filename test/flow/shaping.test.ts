@@ -116,8 +116,9 @@ recovery: { add: 25%, every: 1s }`, [orange], t);
   simulator.fault('orange', []);
   await pause(2_500); // longer than any wait for the next try
   t.equal(simulator.accepted, 30, 'a suspended lane sends nothing');
-  const why = await grounds.control('shaping.why', { domain: 'orange.fr' }) as { holds: { what: string; since: number; until: number }[] };
+  const why = await grounds.control('shaping.why', { domain: 'orange.fr' }) as { holds: { what: string; since: number; until: number }[]; automation: object[] };
   t.match(why.holds[0], { what: 'suspended by rule refused' });
+  t.match(why.automation, [{ rule: 'refused', action: 'suspend', lane: 'default/orange' }], 'and what can be lifted');
   t.ok((why.holds[0]?.since ?? 0) > Date.now() - 60_000 && (why.holds[0]?.until ?? 0) > Date.now() + 3_000_000, 'since and until are told');
   t.ok((await grounds.control('automation.lift', { domain: 'orange.fr' }) as { lifted: number }).lifted >= 1);
   t.same(await listed(), []);
