@@ -2,7 +2,7 @@
 // matters: no new mail first, then no new attempts, then what is under way settles, then the stores.
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { openApi, openObserve, operationsOf, serveControl, watchPolicies, type Desk } from './admin/index.ts';
+import { openApi, openObserve, operationsOf, serveControl, openTlsReports, watchPolicies, type Desk } from './admin/index.ts';
 import { openDeliverer, type Deliverer, type RouteResult } from './deliver/index.ts';
 import { openResolver } from './dns/index.ts';
 import { newEvent, openJournal, type Journal } from './events/index.ts';
@@ -145,7 +145,9 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => resolver.close());
   const lanes = startLanes({ settings, clock, log, metrics, journal }, (lane) => schedule.refresh(lane));
   closers.push(() => lanes.keep());
-  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: lanes.limits });
+  const reports = openTlsReports({ settings, keyring, ledger, spool, resolver, clock, log });
+  closers.push(() => reports.close());
+  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: lanes.limits, tlsSeen: reports.seen });
   closers.push(() => deliverer.close());
   const sent = openSentCopies(settings().server.dataDir, { clock, log });
   closers.push(() => sent.close());

@@ -8,6 +8,7 @@ export { operationsOf, type Desk } from './operations.ts';
 export { runTop } from './top-screen.ts';
 export type { TopView } from './top.ts';
 export { holdsText, shapingText, type ShownHolds, type ShownShaping } from './shaping.ts';
+export { openTlsReports } from './tls-reports.ts';
 export { watchPolicies } from './policy-watch.ts';
 export { openApi, type ApiOptions } from './api/server.ts';
 export { deleteTenant, exportTenant, importTenant } from './tenant-transfer.ts';

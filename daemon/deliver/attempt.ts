@@ -14,6 +14,7 @@ import { connectSession, type Connected, type OutboundSession, type SendResult, 
 import { classify, type BounceClass } from './classify.ts';
 import { tlsaFault } from './dane.ts';
 import { MtaSts } from './mta-sts.ts';
+import type { TlsSeen } from './tls-results.ts';
 import { TlsMemory } from './tls-memory.ts';
 import { letterOf, type LetterToGo } from './letter.ts';
 import { needOf, wantedTls, type Need } from './need.ts';
@@ -43,6 +44,8 @@ export interface DelivererParts {
   readonly log: Log;
   readonly metrics: Metrics;
   readonly timeouts?: Partial<SessionTimeouts>;
+  /** Hears of each connection's TLS, for reports; never rejects. */
+  readonly tlsSeen?: (seen: TlsSeen) => Promise<void>;
   /** What holds for a lane now; left out: what shaping.yaml says. */
   readonly limits?: (lane: string, parts: LaneParts) => LaneLimits;
 }
@@ -76,6 +79,8 @@ interface Lane {
   readonly tls: LaneLimits['tls'];
   readonly helo: string;
   readonly localAddress: string | undefined;
+  readonly viaRoute: boolean;
+  readonly policy: HostsRoute['policy'];
 }
 
 /** What one target came to; `next` means that the following host may be tried. */
@@ -143,6 +148,8 @@ class Sender {
       limits,
       caps: [{ key: id, ...rated(limits) }, ...sharedLimits(shaping, whose)],
       tls: route.viaRoute ? route.tls : limits.tls,
+      viaRoute: route.viaRoute,
+      policy: route.policy,
       helo: egress?.helo ?? server.hostname,
       localAddress: egress === undefined || isAnyAddress(egress.address) ? undefined : egress.address,
     };
@@ -193,7 +200,7 @@ class Sender {
       // The peer had left, or had had enough of this connection: before anything was decided, so begin anew.
       if (!isStale(result) && !kept.full) return this.#judge(result, target, need, kept, true);
     }
-    const connected = await this.#connect(target, lane, need);
+    const connected = await this.#connect(target, lane, need, letter);
     if (connected.kind !== 'session') return this.#unconnected(connected, target);
     const { session } = connected;
     return this.#judge(await this.#send(session, key, lane, letter), target, need, session, false);
@@ -214,7 +221,7 @@ class Sender {
     }
   }
 
-  async #connect(target: Target, lane: Lane, need: Need): Promise<Connected> {
+  async #connect(target: Target, lane: Lane, need: Need, letter: LetterToGo): Promise<Connected> {
     const where = `${waysTo(target)} ${target.host.port}`;
     const known = this.#brokenTls.get(where);
     const wanted = wantedTls(lane.tls, need);
@@ -246,6 +253,8 @@ class Sender {
       return made;
     };
     const connected = await connect(remembered ? 'off' : wanted);
+    // A report is no session to report of, or two relays would tell each other for ever.
+    if (!lane.viaRoute && wanted !== 'off' && !remembered && !letter.tlsOptional) void this.#parts.tlsSeen?.({ domain: letter.domain, policy: lane.policy, host: target.host, address: target.address, by, connected });
     const stripped = wanted === 'opportunistic' && !remembered ? this.#memory.fault(where, connected) : '';
     if (stripped !== '') {
       if (connected.kind === 'session') connected.session.close();

@@ -5,6 +5,8 @@ import type { Signed } from '../mail/index.ts';
 import type { DsnParameters, Letter } from '../smtp/index.ts';
 
 export interface LetterToGo extends Letter {
+  /** The recipient's, in A-labels. */
+  readonly domain: string;
   /** RFC 8689 §3: `TLS-Required: No` */
   readonly tlsOptional: boolean;
 }
@@ -28,6 +30,7 @@ export function letterOf(signed: Signed): LetterToGo {
   };
   const recipient = asciiWhereItCan(wire, domain);
   return {
+    domain,
     from: signed.returnPath,
     recipient,
     dsn: parameters,

@@ -35,6 +35,8 @@ export interface HostsRoute {
   readonly hosts: readonly TargetHost[];
   readonly tls: LaneLimits['tls'];
   readonly viaRoute: boolean;
+  /** The domain's MTA-STS policy, whatever its mode. */
+  readonly policy?: StsPolicy;
 }
 
 export type RouteResult =
@@ -126,7 +128,7 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
   }
   if (hosts.length > 0) {
     const site = siteName(context.shaping, usable.map((h) => h.name));
-    return { route: { kind: 'hosts', ...site, hosts, tls: laneLimits(context.shaping, { egress: '', provider: site.provider }).tls, viaRoute: false }, ttlMs };
+    return { route: { kind: 'hosts', ...site, hosts, tls: laneLimits(context.shaping, { egress: '', provider: site.provider }).tls, viaRoute: false, ...(on.policy !== undefined && { policy: on.policy }) }, ttlMs };
   }
   if (unpromised) return { route: deferred('tls', 'the TLSA look-up of every MX host failed (RFC 7672)'), ttlMs: DEFERRED_MS };
   if (failedLookup) return { route: deferred('dns', 'the address look-up of every MX host failed'), ttlMs: DEFERRED_MS };

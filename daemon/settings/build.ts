@@ -44,6 +44,7 @@ export function buildServer(input: ServerInput, files: TreeFiles): Server {
       timeoutMs: resolver.timeout,
       trustAd: resolver.trust_ad,
     },
+    tlsReports: input.tls_reports,
     log: input.log,
   });
 }

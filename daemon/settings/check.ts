@@ -101,6 +101,12 @@ export function checkShapingTenants(source: Source, shaping: ShapingInput, tenan
   ];
 }
 
+/** Names of tenants in postern.yaml that lead nowhere. */
+export function checkServerTenants(source: Source, { tls_reports: reports }: ServerInput, tenants: readonly TenantFile[]): Problem[] {
+  const ids = tenants.map(({ id }) => id);
+  return reports === undefined || ids.includes(reports.tenant) ? [] : [source.problem(['tls_reports', 'tenant'], hint(reports.tenant, ids))];
+}
+
 /** What layers say of sources and tenants, and totals that a single lane could not even use. */
 function checkLayers(source: Source, shaping: ShapingInput): Problem[] {
   const sources = shaping.egress.map((one) => one.id);

@@ -2,7 +2,7 @@
 // half-loaded: one fault anywhere and there are no settings. `postern check`, the start and each reload
 // all come through here, so that what the check passes the daemon takes.
 import { buildServer, buildTenant } from './build.ts';
-import { checkServer, checkShaping, checkShapingTenants, checkTenants, type TenantFile } from './check.ts';
+import { checkServer, checkServerTenants, checkShaping, checkShapingTenants, checkTenants, type TenantFile } from './check.ts';
 import { TreeFiles } from './files.ts';
 import { bouncesSchema, buildBounces, checkBounces } from './bounces.ts';
 import { buildProfiles, checkProfiles, strictestOf } from './profiles.ts';
@@ -98,7 +98,10 @@ export function loadSettings(root: string, options: LoadOptions = {}): Loaded {
   if (server?.value !== undefined) problems.push(...checkServer(server.source, server.value, files));
   if (shaping?.value !== undefined) problems.push(...checkShaping(shaping.source, shaping.value, server?.value));
   // A tenant whose file is broken is told of there.
-  if (shaping?.value !== undefined && tenants.length === named.length) problems.push(...checkShapingTenants(shaping.source, shaping.value, tenants));
+  if (tenants.length === named.length) {
+    if (server?.value !== undefined) problems.push(...checkServerTenants(server.source, server.value, tenants));
+    if (shaping?.value !== undefined) problems.push(...checkShapingTenants(shaping.source, shaping.value, tenants));
+  }
   if (profiles?.value !== undefined) problems.push(...checkProfiles(profiles.source, profiles.value));
   if (bounces?.value !== undefined) problems.push(...checkBounces(bounces.source, bounces.value));
   const texts = new Map<string, Buffer>();

@@ -7,7 +7,7 @@ import { API_SCOPES, AUTOMATION_ACTIONS, FOOTER_ELEMENTS, SHADOWABLE } from './s
 import * as v from './values.ts';
 import { declare } from './values.ts';
 
-const { needed, preset } = declare('restart');
+const { needed, preset, choice } = declare('restart');
 const live = declare('live');
 const TLS_MODES = ['opportunistic', 'required', 'off'] as const;
 
@@ -54,6 +54,11 @@ export const serverSchema = z.strictObject({
     timeout: preset(v.duration, '5s', { says: 'How long one question to one server may take.', reason: 'the usual time-out of a stub resolver' }),
     trust_ad: preset(v.yes, false, { says: 'Believe the AD bit: only with a validating resolver reached over a path nobody can forge, such as loopback. DANE needs it.', reason: 'a forged bit would break DANE silently' }),
   }), {}, { says: 'How names are looked up.' }),
+  tls_reports: choice(z.strictObject({
+    tenant: needed(v.id, { says: "Whose mail the reports are: they come from tls-reports@ the first of its domains. The operator's own, for every receiver reads it." }),
+    organization: needed(v.words, { says: 'Who reports.' }),
+    contact: needed(v.email, { says: 'Where the reader of a report reaches us.' }),
+  }), { says: 'Tell receivers who ask for it (`_smtp._tls`) each day how TLS went with their hosts (RFC 8460): hosts and numbers of sessions of all tenants together. Left out: nothing is counted, kept or sent.' }),
   log: preset(z.strictObject({
     level: preset(z.enum(['debug', 'info', 'warn', 'error']), 'info', { says: 'Least severe line written.', reason: 'start, stop, reload and trouble' }),
   }), {}, { says: 'The operational log on standard output.' }),

@@ -61,6 +61,7 @@ export interface Server {
     readonly keepEventsMs: number;
   };
   readonly resolver: { readonly servers: readonly Listen[]; readonly timeoutMs: number; readonly trustAd: boolean };
+  readonly tlsReports: { readonly tenant: string; readonly organization: string; readonly contact: string } | undefined;
   readonly log: { readonly level: 'debug' | 'info' | 'warn' | 'error' };
 }
 
