@@ -225,7 +225,7 @@ class Sender {
     const where = `${waysTo(target)} ${target.host.port}`;
     const known = this.#brokenTls.get(where);
     const wanted = wantedTls(lane.tls, need);
-    const { by, tlsa } = need;
+    const { by, tlsa, servername, names } = need;
     const remembered = wanted === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
     const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
       const place = await this.#pool.place(lane.caps.flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#leave);
@@ -239,7 +239,7 @@ class Sender {
         ...(target.other !== undefined && { other: target.other }),
         port: target.host.port,
         helo: lane.helo,
-        tls: { mode, servername: target.host.name, ...((by === 'MTA-STS' || by === 'PKIX') && { rejectUnauthorized: true }), ...(by === 'DANE' && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa, chain, [target.host.name], this.#parts.clock.now()) }) },
+        tls: { mode, servername, ...((by === 'MTA-STS' || by === 'PKIX') && { rejectUnauthorized: true }), ...(by === 'DANE' && { fault: (chain: readonly Buffer[]) => tlsaFault(tlsa, chain, names, this.#parts.clock.now()) }) },
         clock: this.#parts.clock,
         signal: this.#signal,
         ...(lane.localAddress === undefined ? {} : { localAddress: lane.localAddress }),
@@ -309,7 +309,7 @@ function keyOf(target: Target, lane: Lane, need: Need | undefined, hash: string)
   if (need === undefined) return '';
   const { host } = target;
   const records = need.tlsa.map(({ usage, selector, matchingType, certificate }) => `${usage}${selector}${matchingType}${certificate.toString('hex')}`);
-  return [waysTo(target), host.port, host.name, need.by, wantedTls(lane.tls, need), ...records, lane.helo, lane.localAddress, hash].join(' ');
+  return [waysTo(target), host.port, host.name, need.by, wantedTls(lane.tls, need), need.servername, ...need.names, ...records, lane.helo, lane.localAddress, hash].join(' ');
 }
 
 /** True when a kept session turned out to be over before this message was considered. */

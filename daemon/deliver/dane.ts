@@ -5,7 +5,7 @@
 import { X509Certificate, createHash } from 'node:crypto';
 import type { TlsaRecord } from '../dns/index.ts';
 
-const DANE_TA = 2;
+export const DANE_TA = 2;
 const DANE_EE = 3;
 
 /** RFC 7672 §3.1: usages 0 and 1 are not for SMTP; an unknown selector or digest cannot be checked. */

@@ -18,6 +18,8 @@ export interface TargetHost {
   readonly preference: number;
   /** DANE (RFC 7672): TLS or nothing, authenticated by these records; an empty list asks for TLS alone. */
   readonly tlsa?: readonly TlsaRecord[];
+  /** Where the TLSA records stand, when that is not `name` but where its aliases lead: the name asked for in the handshake. */
+  readonly tlsaBase?: string;
   /** MTA-STS (RFC 8461): TLS or nothing, with a certificate that public authorities vouch for. */
   readonly sts?: true;
   /** Its name is the operator's word, or DNSSEC's: a certificate for it proves something. */
@@ -68,7 +70,7 @@ export async function resolveRoute(domain: string, context: RouteContext): Promi
   if (mx.kind === 'failed') return { route: deferred('dns', `the MX look-up failed: ${mx.reason}`), ttlMs: DEFERRED_MS };
   // RFC 5321 §5.1: without MX the domain itself is its MX.
   const onTo: Reach = { ...on, ...(policy !== undefined && { policy }) };
-  if (mx.kind === 'none') return viaMx([{ exchange: domain, preference: 0 }], FAILED_MS, true, context, onTo);
+  if (mx.kind === 'none') return viaMx([{ exchange: domain, preference: 0 }], FAILED_MS, true, context, { ...onTo, secure: mx.authentic === true });
   // RFC 7505 §3
   if (mx.records.some((r) => isNull(r.exchange))) {
     if (mx.records.length === 1) return { route: { ...failed('bad-domain', '5.1.10', 'the domain takes no mail (null MX)'), deadAddress: true }, ttlMs: mx.ttlSeconds * 1_000 };
@@ -85,7 +87,7 @@ const DEFERRED_MS = 30_000;
 interface Reach {
   readonly port: number;
   readonly allowed: (address: string) => boolean;
-  /** The MX records are vouched for by DNSSEC: only then may TLSA records of the hosts speak (RFC 7672 §2.2). */
+  /** The MX records, or that there are none, are vouched for by DNSSEC: only then may TLSA records of the hosts speak (RFC 7672 §2.2). */
   readonly secure?: boolean;
   readonly policy?: StsPolicy;
 }
@@ -123,7 +125,7 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
     const tlsa = promises[i];
     // RFC 7672 §2.2: whether a promise is there cannot be told, so the host is not used.
     if (tlsa === 'failed') unpromised = true;
-    else if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port, ...(tlsa !== undefined && { tlsa }), ...(enforced !== undefined && { sts: true as const }), ...(on.secure === true && { vouched: true as const }) });
+    else if (addresses.length > 0) hosts.push({ ...host, addresses, port: on.port, ...tlsa, ...(enforced !== undefined && { sts: true as const }), ...(on.secure === true && { vouched: true as const }) });
     ttlMs = Math.min(ttlMs, answer.ttlSeconds * 1_000);
   }
   if (hosts.length > 0) {
@@ -138,13 +140,17 @@ async function viaMx(records: readonly Exchange[], ttlMs: number, implicit: bool
   return { route: deferred('dns', 'no MX host of the domain has an address'), ttlMs: FAILED_MS };
 }
 
-/** What a host promises of its certificate; undefined: nothing, or nothing that anybody vouches for. */
-async function tlsaOf(host: string, addresses: Answer<string> | { readonly kind: 'none' } | undefined, resolver: Resolver, on: Reach): Promise<readonly TlsaRecord[] | 'failed' | undefined> {
+/** What a host promises of its certificate, and under which name; undefined: nothing, or nothing that anybody vouches for. */
+async function tlsaOf(host: string, addresses: Answer<string> | { readonly kind: 'none' } | undefined, resolver: Resolver, on: Reach): Promise<Pick<TargetHost, 'tlsa' | 'tlsaBase'> | 'failed' | undefined> {
   // RFC 7672 §2.2.2: without a secure address there is no look-up.
   if (on.secure !== true || addresses?.kind !== 'found' || !addresses.authentic) return undefined;
-  const found = await resolver.tlsa(`_${on.port}._tcp.${host}`);
-  if (found.kind === 'failed') return 'failed';
-  return found.kind === 'found' && found.authentic ? usableTlsa(found.records) : undefined;
+  // §2.2.3: where the aliases lead first, then the name itself.
+  for (const base of addresses.canonical === undefined ? [host] : [addresses.canonical, host]) {
+    const found = await resolver.tlsa(`_${on.port}._tcp.${base}`);
+    if (found.kind === 'failed') return 'failed';
+    if (found.kind === 'found' && found.authentic) return { tlsa: usableTlsa(found.records), ...(base !== host && { tlsaBase: base }) };
+  }
+  return undefined;
 }
 
 async function viaRoute(route: Route, resolver: Resolver): Promise<{ readonly route: RouteResult; readonly ttlMs: number }> {

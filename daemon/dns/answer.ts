@@ -16,8 +16,11 @@ export type Answer<T> =
       readonly ttlSeconds: number;
       /** A resolver we trust has validated it with DNSSEC. */
       readonly authentic: boolean;
+      /** Where the aliases of the name led; missing where it has none. */
+      readonly canonical?: string;
     }
-  | { readonly kind: 'none' }
+  /** `authentic`: that there is nothing has been validated. */
+  | { readonly kind: 'none'; readonly authentic?: boolean }
   | { readonly kind: 'failed'; readonly reason: string };
 
 export interface MxRecord {
@@ -51,7 +54,8 @@ export function isHostName(name: string): boolean {
 /** Reads a reply to the question (name, type), the id and question of which have been checked. */
 export function readAnswer(packet: Packet, name: string, type: RecordType, trustAd: boolean): Read {
   // dns-packet keeps the four bits of the header in `rcode`; the extended ones are all failures to us.
-  if (packet.rcode === 'NXDOMAIN') return { answer: { kind: 'none' }, cacheSeconds: negativeTtl(packet) };
+  const authentic = trustAd && packet.flag_ad === true;
+  if (packet.rcode === 'NXDOMAIN') return { answer: { kind: 'none', authentic }, cacheSeconds: negativeTtl(packet) };
   if (packet.rcode !== 'NOERROR') return failed(`resolver says ${packet.rcode}`);
   const answers = packet.answers ?? [];
   const chase = followAliases(answers, name);
@@ -61,12 +65,12 @@ export function readAnswer(packet: Packet, name: string, type: RecordType, trust
     const authorities = packet.authorities ?? [];
     // A referral: this server neither knows nor asks for us, which says nothing about the name.
     const lame = authorities.some((r) => r.type === 'NS') && !authorities.some((r) => r.type === 'SOA');
-    return lame ? failed('lame: the resolver answers with a referral') : { answer: { kind: 'none' }, cacheSeconds: negativeTtl(packet) };
+    return lame ? failed('lame: the resolver answers with a referral') : { answer: { kind: 'none', authentic }, cacheSeconds: negativeTtl(packet) };
   }
   const records = found.map((record) => readRecord(record, type)).filter((record) => record !== undefined);
   if (records.length === 0) return failed(`no usable ${type} record among ${found.length}`);
   const ttlSeconds = Math.min(chase.ttlSeconds, ...found.map(ttlOf));
-  return { answer: { kind: 'found', records, ttlSeconds, authentic: trustAd && packet.flag_ad === true }, cacheSeconds: ttlSeconds };
+  return { answer: { kind: 'found', records, ttlSeconds, authentic, ...(chase.name !== lower(name) && { canonical: chase.name }) }, cacheSeconds: ttlSeconds };
 }
 
 /** The name at the end of the aliases in an answer, or why there is none. */

@@ -128,6 +128,7 @@ function joined(four: Answer<string>, six: Answer<string>): Answer<string> {
       records: [...four.records, ...six.records],
       ttlSeconds: Math.min(four.ttlSeconds, six.ttlSeconds),
       authentic: four.authentic && six.authentic,
+      ...(four.canonical !== undefined && { canonical: four.canonical }),
     };
   }
   // Servers that fail on AAAA are common; an address in hand is used.

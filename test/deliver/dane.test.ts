@@ -5,7 +5,7 @@ import { X509Certificate, createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { openDeliverer, resolveRoute, type HostsRoute, type RouteResult } from '../../daemon/deliver/index.ts';
+import { openDeliverer, resolveRoute, type HostsRoute, type RouteResult, type TargetHost } from '../../daemon/deliver/index.ts';
 import { tlsaFault, usableTlsa } from '../../daemon/deliver/dane.ts';
 import type { Answer, MxRecord, Resolver, TlsaRecord } from '../../daemon/dns/index.ts';
 import type { Outcome, Signed } from '../../daemon/mail/index.ts';
@@ -70,6 +70,29 @@ t.test('who has made a promise', async (t) => {
   for (const [mx, address, tlsaSecure] of [[false, true, true], [true, false, true], [true, true, false]] as const) t.equal(await promised(mx, address, found([record], tlsaSecure)), undefined, 'only what DNSSEC vouches for, all the way');
   t.equal(await promised(true, true, { kind: 'none' }), undefined);
   t.match(await promised(true, true, { kind: 'failed', reason: 'SERVFAIL' }), { kind: 'deferred', class: 'tls', reason: /TLSA/ }, 'a promise that cannot be read is none to go past');
+});
+
+t.test('where the promise stands: aliases, and domains without MX', async (t) => {
+  const found = <T>(records: readonly T[], authentic: boolean, canonical?: string): Answer<T> => ({ kind: 'found', records, ttlSeconds: 300, authentic, ...(canonical !== undefined && { canonical }) });
+  const record = tlsa(3, 1, 1, sha(Buffer.from('x')));
+  const hostOf = async (mx: Answer<MxRecord>, address: Answer<string>, promises: Readonly<Record<string, Answer<TlsaRecord>>>): Promise<unknown> => {
+    const { route } = await resolveRoute('x.example', {
+      resolver: { mx: async () => mx, addresses: async () => address, txt: async () => ({ kind: 'none' }), tlsa: async (name: string) => promises[name] ?? { kind: 'none' }, close: () => undefined } as Resolver,
+      shaping: { defaults: { tls: 'opportunistic' }, providers: [], routes: [], egress: [] } as unknown as Shaping, sandbox: false, hostname: 'relay.example',
+    });
+    return route.kind === 'hosts' ? route.hosts[0] : route;
+  };
+  const mx = found<MxRecord>([{ exchange: 'mx.x.example', preference: 1 }], true);
+  const alias = found(['192.5.6.30'], true, 'real.y.example');
+  t.match(await hostOf(mx, alias, { '_25._tcp.real.y.example': found([record], true), '_25._tcp.mx.x.example': found([], true) }), { name: 'mx.x.example', tlsa: [record], tlsaBase: 'real.y.example' }, 'where the aliases lead first');
+  const atName = await hostOf(mx, alias, { '_25._tcp.mx.x.example': found([record], true) });
+  t.match(atName, { tlsa: [record] }, 'then the name itself');
+  t.equal((atName as TargetHost).tlsaBase, undefined);
+  t.match(await hostOf(mx, alias, { '_25._tcp.real.y.example': { kind: 'failed', reason: 'SERVFAIL' }, '_25._tcp.mx.x.example': found([record], true) }), { kind: 'deferred', class: 'tls' }, 'what cannot be read is not gone past');
+  t.equal((await hostOf(mx, { ...alias, authentic: false } as Answer<string>, { '_25._tcp.mx.x.example': found([record], true) }) as TargetHost).tlsa, undefined, 'an alias that nobody vouches for');
+  const own = { '_25._tcp.x.example': found([record], true) };
+  t.match(await hostOf({ kind: 'none', authentic: true }, found(['192.5.6.30'], true), own), { name: 'x.example', tlsa: [record] }, 'no MX, and that is certain');
+  t.equal((await hostOf({ kind: 'none', authentic: false }, found(['192.5.6.30'], true), own) as TargetHost).tlsa, undefined, 'no MX, says somebody');
 });
 
 const LIMITS = { connections: 5, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 10, tls: 'opportunistic', idleMs: 1_000 } as unknown as LaneLimits;

@@ -15,7 +15,7 @@ const skip = missing.length === 0 ? false : `SKIPPED: no ${missing.join(', ')}; 
 if (skip !== false) t.comment(skip);
 t.setTimeout(60_000);
 
-const ZONES = ['kept', 'broken', 'plain', 'bogus'].map((name) => `${name}.example`);
+const ZONES = ['kept', 'broken', 'plain', 'bogus', 'alias', 'badalias', 'bare', 'badbare'].map((name) => `${name}.example`);
 const spkiHash = createHash('sha256').update(new X509Certificate(testCertificate().cert).publicKey.export({ type: 'spki', format: 'der' })).digest('hex');
 
 interface Served {
@@ -23,10 +23,17 @@ interface Served {
   stop(): Promise<void>;
 }
 
-/** Knot with four signed zones and a validating Unbound in front. */
+/** Knot with signed zones and a validating Unbound in front. */
 async function serve(dir: string, mxPort: number): Promise<Served> {
   const { submissions: knotPort, submission: unboundPort } = await freePorts();
-  const zone = (name: string): string => `$ORIGIN ${name}.\n$TTL 60\n@ SOA ns hostmaster 1 60 60 60 60\n@ NS ns\nns A 127.0.0.1\n@ MX 10 mx\nmx A 127.0.0.1\n${name.startsWith('plain') ? '' : `_${mxPort}._tcp.mx TLSA 3 1 1 ${name.startsWith('broken') ? '00'.repeat(32) : spkiHash}\n`}`;
+  const promise = (name: string, hash: string): string => `_${mxPort}._tcp.${name} TLSA 3 1 1 ${hash}\n`;
+  const MX = '@ MX 10 mx\nmx A 127.0.0.1\n';
+  const hosts: Readonly<Record<string, string>> = {
+    kept: MX + promise('mx', spkiHash), broken: MX + promise('mx', '00'.repeat(32)), plain: MX, bogus: MX + promise('mx', spkiHash),
+    alias: `@ MX 10 mx\nmx CNAME real\nreal A 127.0.0.1\n${promise('real', spkiHash)}`, badalias: `@ MX 10 mx\nmx CNAME real\nreal A 127.0.0.1\n${promise('real', '00'.repeat(32))}`,
+    bare: `@ A 127.0.0.1\n_${mxPort}._tcp TLSA 3 1 1 ${spkiHash}\n`, badbare: `@ A 127.0.0.1\n_${mxPort}._tcp TLSA 3 1 1 ${'00'.repeat(32)}\n`,
+  };
+  const zone = (name: string): string => `$ORIGIN ${name}.\n$TTL 60\n@ SOA ns hostmaster 1 60 60 60 60\n@ NS ns\nns A 127.0.0.1\n${hosts[name.replace(/\..*/, '')] ?? ''}`;
   mkdirSync(join(dir, 'run'));
   for (const name of ZONES) writeFileSync(join(dir, `${name}.zone`), zone(name));
   writeFileSync(join(dir, 'knot.conf'), `server:\n    rundir: "${dir}/run"\n    listen: 127.0.0.1@${knotPort}\ndatabase:\n    storage: "${dir}/run"\npolicy:\n  - id: p\n    algorithm: ecdsap256sha256\n    single-type-signing: on\nzone:\n${ZONES.map((name) => `  - domain: ${name}\n    storage: "${dir}"\n    file: "${name}.zone"\n    zonefile-sync: -1\n    zonefile-load: difference-no-serial\n    journal-content: all\n    dnssec-signing: on\n    dnssec-policy: p\n`).join('')}`);
@@ -78,7 +85,10 @@ t.test('secure, insecure, bogus: what DNSSEC says decides', { skip }, async (t) 
   };
   t.match(await send('kept'), { event: 'delivered', tls: / DANE$/ }, 'a promise, vouched for and kept');
   t.match(await send('plain'), { event: 'delivered', tls: /^TLSv1\.\d [^ ]+$/ }, 'no promise: opportunistic TLS');
+  t.match(await send('alias'), { event: 'delivered', tls: / DANE$/ }, 'an MX host that is an alias');
+  t.match(await send('bare'), { event: 'delivered', tls: / DANE$/ }, 'a domain without MX');
   const before = mx.messages.length;
+  for (const name of ['badalias', 'badbare']) t.match(await send(name), { event: 'deferred', class: 'tls', reason: /TLSA/ }, name);
   t.match(await send('broken'), { event: 'deferred', class: 'tls', reason: /TLSA/ }, 'a promise that is not kept');
   t.match(await send('bogus'), { event: 'deferred', class: 'dns' }, 'what was tampered with is no answer');
   t.equal(mx.messages.length, before, 'and nothing of it was sent');
