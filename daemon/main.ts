@@ -143,11 +143,11 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   for (const tenant of settings().tenants.values()) for (const domain of tenant.domains) signer.load(domain);
   const resolver = openResolver(settings().server.resolver, clock);
   closers.push(() => resolver.close());
-  const lanes = startLanes({ settings, clock, log, metrics, journal }, (lane) => schedule.refresh(lane));
+  const lanes = startLanes({ settings, keyring, clock, log, metrics, journal }, (lane) => schedule.refresh(lane));
   closers.push(() => lanes.keep());
   const reports = openTlsReports({ settings, keyring, ledger, spool, resolver, clock, log });
   closers.push(() => reports.close());
-  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: lanes.limits, tlsSeen: reports.seen });
+  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: lanes.limits, tlsSeen: reports.seen, policies: openKept(join(settings().server.dataDir, 'mta-sts'), keyring.house, log) });
   closers.push(() => deliverer.close());
   const sent = openSentCopies(settings().server.dataDir, { clock, log });
   closers.push(() => sent.close());
@@ -217,8 +217,8 @@ async function reloadWith(live: LiveSettings, renew: () => void): Promise<unknow
 }
 
 /** What receivers' replies bring about, kept over restarts and told of in the journal. */
-function startLanes({ settings, clock, log, metrics, journal }: Pick<House, 'settings' | 'clock' | 'log' | 'metrics' | 'journal'>, refresh: (lane: string) => void): Lanes {
-  const kept = openKept<AutomationState>(join(settings().server.dataDir, 'automation.json'), log);
+function startLanes({ settings, keyring, clock, log, metrics, journal }: Pick<House, 'settings' | 'keyring' | 'clock' | 'log' | 'metrics' | 'journal'>, refresh: (lane: string) => void): Lanes {
+  const kept = openKept<AutomationState>(join(settings().server.dataDir, 'automation'), keyring.house, log);
   const automation: Automation = new Automation({
     shaping: () => settings().shaping, clock, ...(kept.state !== undefined && { state: kept.state }),
     onChange(change, action, by, label) {
@@ -230,7 +230,7 @@ function startLanes({ settings, clock, log, metrics, journal }: Pick<House, 'set
       refresh(lane);
     },
   });
-  const warmed = openKept<WarmUpState>(join(settings().server.dataDir, 'warm-up.json'), log);
+  const warmed = openKept<WarmUpState>(join(settings().server.dataDir, 'warm-up'), keyring.house, log);
   const warmUp = new WarmUp(clock, warmed.state);
   const limits = (lane: string, parts: LaneParts): LaneLimits => automation.limits(lane, laneLimits(settings().shaping, parts));
   return {

@@ -12,7 +12,7 @@ import { tlsReport, tlsReportMail, type TlsReportFacts } from '../events/index.t
 import { admit } from '../gate/index.ts';
 import type { Ledger } from '../ledger/index.ts';
 import { parseAddress } from '../mail/index.ts';
-import { newId, openKept, seal, unseal, type Clock, type Keyring, type Log } from '../runtime/index.ts';
+import { newId, openKept, type Clock, type Keyring, type Log } from '../runtime/index.ts';
 import type { Settings, Tenant } from '../settings/index.ts';
 import type { Spool } from '../spool/index.ts';
 import { makeNotice, receivedField } from '../submission/index.ts';
@@ -44,18 +44,16 @@ const DAY_MS = 86_400_000;
 const SPREAD_MS = 4 * 3_600_000;
 const SENT_WITHIN_MS = 15_000;
 const RETRY_MS = DAY_MS;
-const BOUND_TO = 'tls-results';
 
 /** Opens it; counting begins with the next connection. */
 export function openTlsReports(options: TlsReportsOptions): TlsReports {
   const wanted = options.settings().server.tlsReports;
   if (wanted === undefined) return { seen: async () => undefined, look: async () => undefined, close: async () => undefined };
   const { clock, log, resolver, keyring } = options;
-  const { payload } = keyring.tenant(wanted.tenant);
-  const kept = openKept<string>(join(options.settings().server.dataDir, 'tls-results'), log);
-  const results = new TlsResults({ resolver, clock, state: opened(kept.state, payload) });
+  const kept = openKept<readonly TlsDay[]>(join(options.settings().server.dataDir, 'tls-results'), keyring.house, log);
+  const results = new TlsResults({ resolver, clock, ...(kept.state !== undefined && { state: kept.state }) });
   const keep = (): void => {
-    if (results.changed) kept.keep(seal(payload, Buffer.from(JSON.stringify(results.state())), BOUND_TO).toString('base64'));
+    if (results.changed) kept.keep(results.state());
   };
   const spread = Math.random() * SPREAD_MS;
   const look = async (all = false): Promise<void> => {
@@ -77,11 +75,6 @@ export function openTlsReports(options: TlsReportsOptions): TlsReports {
       keep();
     },
   };
-}
-
-function opened(state: string | undefined, key: Parameters<typeof unseal>[0]): readonly TlsDay[] {
-  const clear = typeof state === 'string' ? unseal(key, Buffer.from(state, 'base64'), BOUND_TO) : undefined;
-  return clear === undefined ? [] : JSON.parse(clear.toString()) as readonly TlsDay[];
 }
 
 type Wanted = NonNullable<Settings['server']['tlsReports']>;

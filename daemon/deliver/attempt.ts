@@ -8,12 +8,12 @@
 import { isIPv4 } from 'node:net';
 import type { Outcome, Phase, Reply, Signed } from '../mail/index.ts';
 import { isPublicAddress, type Resolver } from '../dns/index.ts';
-import type { Clock, Log, Metrics } from '../runtime/index.ts';
+import type { Clock, Kept, Log, Metrics } from '../runtime/index.ts';
 import { laneLimits, sharedLimits, type LaneLimits, type LaneParts, type Settings, type SharedLimit } from '../settings/index.ts';
 import { connectSession, type Connected, type OutboundSession, type SendResult, type SessionTimeouts } from '../smtp/index.ts';
 import { classify, type BounceClass } from './classify.ts';
 import { tlsaFault } from './dane.ts';
-import { MtaSts } from './mta-sts.ts';
+import { MtaSts, type StsState } from './mta-sts.ts';
 import type { TlsSeen } from './tls-results.ts';
 import { TlsMemory } from './tls-memory.ts';
 import { letterOf, type LetterToGo } from './letter.ts';
@@ -44,6 +44,8 @@ export interface DelivererParts {
   readonly log: Log;
   readonly metrics: Metrics;
   readonly timeouts?: Partial<SessionTimeouts>;
+  /** Where MTA-STS policies outlive a restart. */
+  readonly policies?: Kept<StsState>;
   /** Hears of each connection's TLS, for reports; never rejects. */
   readonly tlsSeen?: (seen: TlsSeen) => Promise<void>;
   /** What holds for a lane now; left out: what shaping.yaml says. */
@@ -93,7 +95,7 @@ interface Tried {
 export function openDeliverer(parts: DelivererParts): Deliverer {
   const routes = new RouteCache(parts.clock);
   const pool = new SessionPool(parts.clock, (label, change) => parts.metrics.connections.inc({ lane: label }, change));
-  const sts = new MtaSts({ resolver: parts.resolver, clock: parts.clock, log: parts.log, allowed: isPublicAddress });
+  const sts = new MtaSts({ resolver: parts.resolver, clock: parts.clock, log: parts.log, allowed: isPublicAddress, ...(parts.policies !== undefined && { kept: parts.policies }) });
   const stop = new AbortController();
   const leave = new AbortController();
   const sender = new Sender(parts, pool, stop.signal, AbortSignal.any([stop.signal, leave.signal]));
@@ -108,6 +110,7 @@ export function openDeliverer(parts: DelivererParts): Deliverer {
     closeIdle: () => pool.closeIdle(),
     close() {
       stop.abort();
+      sts.close();
       pool.closeAll();
     },
   };

@@ -2,11 +2,11 @@
 // DNS or strips STARTTLS gets nothing. Callers may rely on: a policy once fetched holds for its max_age,
 // whatever becomes of the record or the page meanwhile; a page counts only over a verified certificate,
 // without redirects, from a public address and within its limits; a failed fetch is not repeated for a while.
-// Policies are kept in memory: a restart fetches them again. RFC 8461.
+// Policies outlive a restart, but for those of the last minute, or who blocks the page would have it forgotten. RFC 8461.
 import { request } from 'node:https';
 import { isIP, type LookupFunction } from 'node:net';
 import type { Resolver } from '../dns/index.ts';
-import type { Clock, Log } from '../runtime/index.ts';
+import type { Clock, Kept, Log } from '../runtime/index.ts';
 
 export interface StsPolicy {
   readonly mode: 'enforce' | 'testing' | 'none';
@@ -20,6 +20,8 @@ export interface StsOptions {
   readonly clock: Clock;
   readonly log: Log;
   readonly allowed: (address: string) => boolean;
+  /** Where policies outlive a restart; without it they do not. */
+  readonly kept?: Kept<StsState>;
   /** For tests. */
   readonly port?: number;
   readonly ca?: Buffer;
@@ -33,8 +35,13 @@ const FETCH_MS = 15_000;
 const MAX_AGE_S = 31_557_600;
 const FAILED_MS = 300_000;
 const DAY_MS = 86_400_000;
+// A file of megabytes at the most, written whole.
+const WRITE_MS = 60_000;
 // Two hundred octets each; beyond it the longest unused goes.
 const KEPT = 20_000;
+
+/** Policies by domain, the longest unused first. */
+export type StsState = readonly (readonly [domain: string, known: Known])[];
 
 interface Known {
   readonly id: string;
@@ -49,9 +56,18 @@ export class MtaSts {
   readonly #known = new Map<string, Known>();
   readonly #failed = new Map<string, number>();
   readonly #running = new Map<string, Promise<StsPolicy | undefined>>();
+  /** Something has changed and is not written yet. */
+  #stopTimer: (() => void) | undefined;
 
   constructor(options: StsOptions) {
     this.#options = options;
+    for (const [domain, known] of options.kept?.state ?? []) if (known.until > options.clock.now()) this.#known.set(domain, known);
+  }
+
+  /** Writes down what has changed. */
+  close(): void {
+    this.#stopTimer?.();
+    if (this.#stopTimer !== undefined) this.#write();
   }
 
   /** The policy that holds for this domain now; undefined: none does. Never rejects. */
@@ -97,6 +113,12 @@ export class MtaSts {
     this.#known.set(domain, known);
     const [oldest] = this.#known.keys();
     if (this.#known.size > KEPT && oldest !== undefined) this.#known.delete(oldest);
+    this.#stopTimer ??= this.#options.clock.after(WRITE_MS, () => this.#write());
+  }
+
+  #write(): void {
+    this.#stopTimer = undefined;
+    this.#options.kept?.keep([...this.#known]);
   }
 
   async #fetch(domain: string): Promise<string> {

@@ -3,7 +3,7 @@
 // tenant ever had here. Callers may rely on: no key is ever derived from another tenant's, a wrong or
 // missing master key stops the caller with E_KEY_UNREADABLE or E_KEY_WRONG, and files are made 0600,
 // synced, and replaced only whole, when a token key is made or forgotten. AES-256-GCM (NIST SP 800-38D), HMAC-SHA-256 (RFC 2104).
-import { createCipheriv, createDecipheriv, createSecretKey, type KeyObject } from 'node:crypto';
+import { createCipheriv, createDecipheriv, createSecretKey, hkdfSync, type KeyObject } from 'node:crypto';
 import { closeSync, fstatSync, fsyncSync, linkSync, mkdirSync, openSync, readFileSync, renameSync, statSync, unlinkSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { MailError } from '../mail/index.ts';
@@ -35,6 +35,8 @@ export interface TenantKeys {
 }
 
 export interface Keyring {
+  /** AES-256-GCM of what the relay keeps for itself; derived from the master key (RFC 5869), so that it needs no file. */
+  readonly house: KeyObject;
   /** The tenant's keys, made on first use. @throws MailError E_KEY_WRONG, E_KEY_UNREADABLE */
   tenant(id: string): TenantKeys;
   /** The tenant a token key id belongs to. */
@@ -113,6 +115,7 @@ export function openKeyring(dir: string, master: KeyObject): Keyring {
   mkdirSync(dir, { recursive: true, mode: 0o700 });
   const tenants = new Map<string, TenantKeys>();
   const tokenIds = new Map<string, string>();
+  const house = createSecretKey(Buffer.from(hkdfSync('sha256', master.export(), '', 'postern house', KEY_OCTETS)));
 
   function tenant(id: string): TenantKeys {
     const known = tenants.get(id);
@@ -136,6 +139,7 @@ export function openKeyring(dir: string, master: KeyObject): Keyring {
   }
 
   return {
+    house,
     dir,
     tenant,
     tenantOfToken: (keyId) => tokenIds.get(keyId.toString('hex')),

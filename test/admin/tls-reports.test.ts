@@ -115,7 +115,7 @@ t.test('a day with a domain that asks', async (t) => {
   t.equal(world.asked.filter((name) => name === '_smtp._tls.silent.example').length, 1, 'who does not ask is asked once');
   await reports.close();
   const kept = readFileSync(join(world.dataDir, 'tls-results'), 'latin1');
-  t.notMatch(Buffer.from(JSON.parse(kept) as string, 'base64').toString('latin1'), /asks|example/, 'sealed');
+  t.notMatch(kept, /asks|example/, 'sealed');
 
   reports = world.start();
   await reports.look();

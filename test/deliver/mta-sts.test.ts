@@ -1,6 +1,7 @@
 // MTA-STS (RFC 8461): the page as a hostile or clumsy web server may serve it, how long it holds, which hosts it
 // lets take the mail, and that a host which cannot prove itself gets nothing.
 import { execFileSync } from 'node:child_process';
+import { createSecretKey, randomBytes } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { createServer, type Server, type ServerOptions } from 'node:https';
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -9,10 +10,10 @@ import { join } from 'node:path';
 import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import t from 'tap';
 import { openDeliverer, resolveRoute, type HostsRoute, type TargetHost } from '../../daemon/deliver/index.ts';
-import { MtaSts, isInPolicy, parsePolicy, type StsPolicy } from '../../daemon/deliver/mta-sts.ts';
+import { MtaSts, isInPolicy, parsePolicy, type StsOptions, type StsPolicy, type StsState } from '../../daemon/deliver/mta-sts.ts';
 import type { Answer, MxRecord, Resolver } from '../../daemon/dns/index.ts';
 import type { Outcome, Signed } from '../../daemon/mail/index.ts';
-import { Metrics, systemClock, type Clock } from '../../daemon/runtime/index.ts';
+import { Metrics, openKept, systemClock, type Clock, type Kept } from '../../daemon/runtime/index.ts';
 import { shippedBounces, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
 import { eventually } from '../lib/daemon.ts';
 import { startMx, type MxScript } from '../lib/mx.ts';
@@ -37,6 +38,7 @@ const POLICY = 'version: STSv1\r\nmode: enforce\r\nmx: mx1.x.example\r\nmx: *.ba
 
 interface World {
   readonly sts: MtaSts;
+  readonly options: StsOptions;
   readonly now: { ms: number };
   /** What the web server answers, and what DNS says. */
   readonly says: { page: (response: ServerResponse, request: IncomingMessage) => void; txt: Answer<string>; address: Answer<string> };
@@ -54,8 +56,8 @@ async function open(certificate: ServerOptions): Promise<World & { close(): Prom
   await new Promise<void>((ready) => server.listen(0, '127.0.0.1', ready));
   const clock: Clock = { now: () => now.ms, after: () => () => undefined };
   const resolver = { txt: async () => says.txt, addresses: async () => says.address };
-  const sts = new MtaSts({ resolver, clock, log: quiet, allowed: (address) => address === '127.0.0.1', port: (server.address() as AddressInfo).port, ca });
-  return { sts, now, says, asked: () => asked, close: () => new Promise((done) => { server.closeAllConnections(); server.close(() => done()); }) };
+  const options = { resolver, clock, log: quiet, allowed: (address: string) => address === '127.0.0.1', port: (server.address() as AddressInfo).port, ca };
+  return { sts: new MtaSts(options), options, now, says, asked: () => asked, close: () => new Promise((done) => { server.closeAllConnections(); server.close(() => done()); }) };
 }
 
 t.test('a policy is fetched once for an id, and holds for its time whatever becomes of record and page', async (t) => {
@@ -88,6 +90,29 @@ t.test('a policy is fetched once for an id, and holds for its time whatever beco
   t.match(await sts.policyFor('x.example'), { mode: 'enforce', maxAgeMs: 2_000_000 }, 'so that who cuts us off at its end gains nothing');
   now.ms += 1_500_000;
   t.equal(await sts.policyFor('x.example'), undefined, 'after its time nothing holds');
+});
+
+t.test('over a restart, sealed, and never longer than its time', async (t) => {
+  const key = createSecretKey(randomBytes(32));
+  const file = join(dir, 'mta-sts');
+  const warnings: string[] = [];
+  const kept = (): Kept<StsState> => openKept(file, key, { ...quiet, warn: (_fields: unknown, text?: string) => void warnings.push(text ?? '') });
+  const now = { ms: 1_000_000 };
+  const clock: Clock = { now: () => now.ms, after: () => () => undefined };
+  const resolver = { txt: async (): Promise<Answer<string>> => ({ kind: 'none' }), addresses: async (): Promise<Answer<string>> => ({ kind: 'none' }) };
+  const start = (): MtaSts => new MtaSts({ resolver, clock, log: quiet, allowed: () => true, kept: kept() });
+  const world = await open(pair('mta-sts.x.example'));
+  t.teardown(() => world.close());
+  const first = new MtaSts({ ...world.options, clock, kept: kept() });
+  t.match(await first.policyFor('x.example'), { mode: 'enforce' });
+  first.close();
+  t.notMatch(readFileSync(file, 'latin1'), /example|STSv1/);
+  t.match(await start().policyFor('x.example'), { mode: 'enforce', mx: ['mx1.x.example', '*.backup.example'] }, 'though record and page are gone');
+  now.ms += 1_000_001;
+  t.equal(await start().policyFor('x.example'), undefined, 'its time is over');
+  writeFileSync(file, 'something else');
+  t.equal(await start().policyFor('x.example'), undefined);
+  t.match(warnings, [/cannot be read/]);
 });
 
 t.test('a page that is none, and a host that is none', async (t) => {
