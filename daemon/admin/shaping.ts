@@ -29,6 +29,8 @@ export interface ShownShaping {
   readonly site: string;
   readonly provider: string;
   readonly hosts: readonly string[];
+  /** What TLS with each host must be, and why. */
+  readonly tls: readonly { readonly host: string; readonly must: string }[];
   readonly lanes: readonly ShownLane[];
 }
 
@@ -105,9 +107,19 @@ async function showShaping(desk: Desk, params: Params): Promise<ShownShaping> {
   const { site, provider, hosts } = hostsOf(domain, route);
   const settings = desk.settings();
   return {
-    domain, site, provider, hosts: hosts.map(({ name, preference }) => `${preference} ${name}`),
+    domain, site, provider, hosts: hosts.map(({ name, preference }) => `${preference} ${name}`), tls: hosts.map((host) => ({ host: host.name, must: tlsOf(host, route) })),
     lanes: sourcesOf(settings).map((egress) => ({ egress, lane: `${egress}/${site}`, limits: limitsOf(settings, egress, provider, route) })),
   };
+}
+
+/** In the order of weight that `deliver/need.ts` gives them; what the operator says is a limit of the lane. */
+function tlsOf({ tlsa, tlsaBase, sts }: HostsRoute['hosts'][number], route: RouteResult): string {
+  const policy = route.kind === 'hosts' ? route.policy : undefined;
+  if (tlsa !== undefined && tlsa.length > 0) return `DANE, ${tlsa.length} usable ${tlsa.length === 1 ? 'record' : 'records'}${tlsaBase === undefined ? '' : ` at ${tlsaBase}`}`;
+  const encrypted = tlsa === undefined ? '' : 'encrypted (DANE, no usable record)';
+  const proven = sts === true && policy !== undefined ? `MTA-STS enforce for ${policy.mx.join(', ')}` : '';
+  const words = [encrypted, proven].filter((one) => one !== '').join(', ');
+  return words === '' ? `as the lane says${policy === undefined ? '' : ` (MTA-STS ${policy.mode})`}` : words;
 }
 
 function limitsOf({ shaping }: Settings, egress: string, provider: string, route: RouteResult): ShownLimit[] {
@@ -174,9 +186,9 @@ export function holdsOf(desk: Desk, { lane, held, pausedUntil, pausedFor }: Lane
 }
 
 /** `shaping show` for people. */
-export function shapingText({ domain, site, provider, hosts, lanes }: ShownShaping, table: (rows: readonly Record<string, unknown>[]) => string): string {
+export function shapingText({ domain, site, provider, hosts, tls, lanes }: ShownShaping, table: (rows: readonly Record<string, unknown>[]) => string): string {
   return [
-    `${domain} goes to ${provider === '' ? 'a site no provider matches' : `provider ${provider}`}: ${site}`, `MX  ${hosts.join(', ')}`,
+    `${domain} goes to ${provider === '' ? 'a site no provider matches' : `provider ${provider}`}: ${site}`, `MX  ${hosts.join(', ')}`, ...tls.map(({ host, must }) => `TLS ${host}: ${must}`),
     ...lanes.map(({ lane, limits }) => `\nlane ${lane}\n${table(limits.map((one) => ({ ...one })))}`),
   ].join('\n');
 }

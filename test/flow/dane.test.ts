@@ -87,6 +87,9 @@ t.test('secure, insecure, bogus: what DNSSEC says decides', { skip }, async (t) 
   t.match(await send('plain'), { event: 'delivered', tls: /^TLSv1\.\d [^ ]+$/ }, 'no promise: opportunistic TLS');
   t.match(await send('alias'), { event: 'delivered', tls: / DANE$/ }, 'an MX host that is an alias');
   t.match(await send('bare'), { event: 'delivered', tls: / DANE$/ }, 'a domain without MX');
+  const shown = async (name: string): Promise<unknown> => (await grounds.control('shaping.show', { domain: `${name}.example` }) as { tls: unknown }).tls;
+  t.match(await shown('alias'), [{ host: 'mx.alias.example', must: 'DANE, 1 usable record at real.alias.example' }], 'and what is asked of a host is told');
+  t.match(await shown('plain'), [{ must: 'as the lane says' }]);
   const before = mx.messages.length;
   for (const name of ['badalias', 'badbare']) t.match(await send(name), { event: 'deferred', class: 'tls', reason: /TLSA/ }, name);
   t.match(await send('broken'), { event: 'deferred', class: 'tls', reason: /TLSA/ }, 'a promise that is not kept');
