@@ -1,46 +1,32 @@
 // TLS reports (RFC 8460): what connections come to, counted for domains that ask and for nobody else; sealed while it
 // waits; sent the day after by mail and by HTTPS, once; and nothing at all where they are not asked for.
-import { execFileSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { createSecretKey, randomBytes } from 'node:crypto';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { createServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import { gunzipSync } from 'node:zlib';
 import { simpleParser } from 'mailparser';
 import t from 'tap';
-import { createSecretKey, randomBytes } from 'node:crypto';
 import { openTlsReports } from '../../daemon/admin/index.ts';
-import { openDeliverer, type HostsRoute, type TargetHost, type TlsSeen } from '../../daemon/deliver/index.ts';
-import type { Answer, Resolver } from '../../daemon/dns/index.ts';
-import type { Composed, Signed } from '../../daemon/mail/index.ts';
-import { Metrics, openKeyring, systemClock, type Clock } from '../../daemon/runtime/index.ts';
-import { shippedBounces, type LaneLimits, type Settings } from '../../daemon/settings/index.ts';
+import type { TargetHost, TlsSeen } from '../../daemon/deliver/index.ts';
+import type { Answer } from '../../daemon/dns/index.ts';
+import type { Composed } from '../../daemon/mail/index.ts';
+import { openKeyring, systemClock, type Clock } from '../../daemon/runtime/index.ts';
+import type { Settings } from '../../daemon/settings/index.ts';
+import { hostAt, letterTo, limitsOf, makeAuthority, openTestDeliverer, quiet, routeTo, settingsOf } from '../lib/deliver.ts';
 import { startMx, type MxScript } from '../lib/mx.ts';
 
 t.setTimeout(60_000);
 const dir = mkdtempSync(join(tmpdir(), 'postern-tlsrpt-'));
-const openssl = (...args: readonly string[]): void => void execFileSync('openssl', args, { stdio: 'ignore', cwd: dir });
-const EC = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
-openssl('req', '-x509', ...EC, '-days', '2', '-subj', '/CN=Test CA', '-keyout', 'ca.key', '-out', 'ca.pem');
-function pair(name: string, days: string): { readonly key: Buffer; readonly cert: Buffer } {
-  writeFileSync(join(dir, 'ext'), `subjectAltName=DNS:${name}\n`);
-  openssl('req', ...EC, '-subj', '/CN=x', '-keyout', 'k', '-out', 'csr');
-  openssl('x509', '-req', '-in', 'csr', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', days, '-extfile', 'ext', '-out', 'c');
-  return { key: readFileSync(join(dir, 'k')), cert: readFileSync(join(dir, 'c')) };
-}
-const [good, expired] = [pair('mx1.asks.example', '1'), pair('mx1.asks.example', '-1')];
-const before = getCACertificates('default');
-setDefaultCACertificates([...before, readFileSync(join(dir, 'ca.pem'), 'utf8')]);
-t.teardown(() => {
-  setDefaultCACertificates(before);
-  rmSync(dir, { recursive: true });
-});
+const authority = makeAuthority(dir);
+authority.trust(t);
+const [good, expired] = [authority.certificate('mx1.asks.example'), authority.certificate('mx1.asks.example', -1)];
+t.teardown(() => rmSync(dir, { recursive: true }));
 
-const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
 const POLICY = { mode: 'enforce', mx: ['*.asks.example'], maxAgeMs: 86_400_000 } as const;
-const limits = { connections: 5, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 1, tls: 'opportunistic', idleMs: 1_000 } as unknown as LaneLimits;
+const limits = limitsOf('opportunistic', 1);
 const RUA = 'v=TLSRPTv1; rua=mailto:tls@asks.example, https://reports.asks.example/in';
 
 /** A world in which `asks.example` wants reports, and what leaves it. */
@@ -52,7 +38,7 @@ async function open(t: { teardown(end: () => Promise<void>): unknown }, reports 
   const domain = { name: 'ops.example', dkim: [], returnPath: 'b.ops.example', pages: 'https://p.ops.example' };
   const tenant = { id: 'ops', domains: [domain], streams: new Map([['news', { id: 'news', class: 'marketing' }], ['notes', { id: 'notes', class: 'transactional' }]]) };
   const settings = {
-    hash: 'h', bounces: shippedBounces(), tenants: new Map([['ops', tenant]]), shaping: { defaults: limits, providers: [], routes: [], egress: [], tenants: [] },
+    ...settingsOf(limits), tenants: new Map([['ops', tenant]]),
     server: { hostname: 'relay.ops.example', dataDir, tlsReports: reports ? { tenant: 'ops', organization: 'Ops', contact: 'ops@ops.example' } : undefined },
   } as unknown as Settings;
   const asked: string[] = [];
@@ -60,7 +46,7 @@ async function open(t: { teardown(end: () => Promise<void>): unknown }, reports 
   const resolver = { txt: async (name: string) => (asked.push(name), name === '_smtp._tls.asks.example' ? found('v=spf1 -all', RUA) : { kind: 'none' as const }), addresses: async () => found('127.0.0.1') };
   const posted: { readonly type: string; readonly body: Buffer }[] = [];
   let status = 201;
-  const server = createServer(pair('reports.asks.example', '1'), (request, response) => {
+  const server = createServer(authority.certificate('reports.asks.example'), (request, response) => {
     const parts: Buffer[] = [];
     request.on('data', (part: Buffer) => parts.push(part)).on('end', () => {
       posted.push({ type: request.headers['content-type'] ?? '', body: Buffer.concat(parts) });
@@ -72,7 +58,7 @@ async function open(t: { teardown(end: () => Promise<void>): unknown }, reports 
   const stored: Composed[] = [];
   const start = (): ReturnType<typeof openTlsReports> => openTlsReports({
     settings: () => settings, keyring, clock, log: quiet, resolver, ledger: { hashes: () => ({ consent: Buffer.alloc(16), suppression: Buffer.alloc(16), family: Buffer.alloc(16) }) } as never,
-    spool: { store: async (message: Composed) => (stored.push(message), { id: message.id }) } as never, https: { allowed: (address) => address === '127.0.0.1', port: (server.address() as AddressInfo).port, ca: readFileSync(join(dir, 'ca.pem')) },
+    spool: { store: async (message: Composed) => (stored.push(message), { id: message.id }) } as never, https: { allowed: (address) => address === '127.0.0.1', port: (server.address() as AddressInfo).port, ca: authority.pem },
   });
   return { now, dataDir, settings, clock, asked, posted, stored, start, answers: (code: number) => void (status = code) };
 }
@@ -81,16 +67,8 @@ async function open(t: { teardown(end: () => Promise<void>): unknown }, reports 
 async function attempt(world: Awaited<ReturnType<typeof open>>, seen: (of: TlsSeen) => Promise<void>, script: MxScript, of: Partial<TargetHost>, domain = 'asks.example', plan = {}): Promise<void> {
   const mx = await startMx(script);
   const told: Promise<void>[] = [];
-  const deliverer = openDeliverer({
-    settings: () => world.settings, resolver: {} as Resolver, clock: systemClock, log: quiet, metrics: new Metrics(), timeouts: { connectMs: 500, tlsMs: 500, greetMs: 500, quitMs: 100 }, limits: () => limits,
-    tlsSeen: (one) => (told.push(seen(one)), Promise.resolve()),
-  });
-  const route: HostsRoute = { kind: 'hosts', site: 's', provider: '', label: 'other', tls: 'opportunistic', viaRoute: false, policy: POLICY, hosts: [{ name: 'mx1.asks.example', addresses: [mx.host], port: mx.port, preference: 0, ...of }] };
-  const letter = {
-    id: 'm', index: 0, returnPath: 'v@b.example', head: Buffer.from('Subject: x\r\n\r\n'), body: [Buffer.from('x')],
-    message: { receivedAt: Date.now(), envelope: { mailFrom: 'a@b.example', smtpUtf8: false, body: '8BITMIME' }, plan }, recipient: { wire: `p@${domain}`, domain },
-  } as unknown as Signed;
-  await deliverer.attempt(letter, route, { egress: '' });
+  const deliverer = openTestDeliverer(limits, { settings: () => world.settings, tlsSeen: (one) => (told.push(seen(one)), Promise.resolve()) });
+  await deliverer.attempt(letterTo(domain, {}, plan), routeTo([hostAt(mx, { name: 'mx1.asks.example', ...of })], { policy: POLICY }), { egress: '' });
   await Promise.all(told);
   deliverer.close();
   await mx.close();

@@ -5,12 +5,12 @@ import { X509Certificate, createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { openDeliverer, resolveRoute, type HostsRoute, type RouteResult, type TargetHost } from '../../daemon/deliver/index.ts';
+import { resolveRoute, type RouteResult, type TargetHost } from '../../daemon/deliver/index.ts';
 import { tlsaFault, usableTlsa } from '../../daemon/deliver/dane.ts';
 import type { Answer, MxRecord, Resolver, TlsaRecord } from '../../daemon/dns/index.ts';
-import type { Outcome, Signed } from '../../daemon/mail/index.ts';
-import { Metrics, systemClock } from '../../daemon/runtime/index.ts';
-import { shippedBounces, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
+import type { Outcome } from '../../daemon/mail/index.ts';
+import type { LaneLimits, Shaping } from '../../daemon/settings/index.ts';
+import { hostAt, letterTo, limitsOf, openTestDeliverer, routeTo, saidTo } from '../lib/deliver.ts';
 import { startMx, testCertificate, type Mx, type MxScript } from '../lib/mx.ts';
 
 const dir = t.testdir();
@@ -95,23 +95,15 @@ t.test('where the promise stands: aliases, and domains without MX', async (t) =>
   t.equal((await hostOf({ kind: 'none', authentic: false }, found(['192.5.6.30'], true), own) as TargetHost).tlsa, undefined, 'no MX, says somebody');
 });
 
-const LIMITS = { connections: 5, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 10, tls: 'opportunistic', idleMs: 1_000 } as unknown as LaneLimits;
-const LETTER = {
-  id: 'm', index: 0, returnPath: 'v@b.example', head: Buffer.from('Subject: x\r\n\r\n'), body: [Buffer.from('secret')],
-  message: { receivedAt: Date.now(), envelope: { mailFrom: 'a@b.example', smtpUtf8: false, body: '8BITMIME' } }, recipient: { wire: 'p@site.example', domain: 'site.example' },
-} as unknown as Signed;
-
 t.test('a promise is kept or nothing is sent', async (t) => {
   const own = new X509Certificate(testCertificate().cert).raw;
   const [right, wrong] = [tlsa(3, 1, 1, sha(spki(own))), tlsa(3, 1, 1, sha(Buffer.from('another')))];
-  const settings = { hash: 'h', bounces: shippedBounces(), server: { hostname: 'relay.example' }, shaping: { defaults: LIMITS, providers: [], routes: [], egress: [], tenants: [] } } as unknown as Settings;
   const attempt = async (hosts: readonly (readonly [MxScript, readonly TlsaRecord[]])[], tls: LaneLimits['tls'] = 'opportunistic'): Promise<{ readonly outcome: Outcome; readonly mxes: readonly Mx[] }> => {
     const mxes = await Promise.all(hosts.map(([script]) => startMx(script)));
-    const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
-    const deliverer = openDeliverer({ settings: () => settings, resolver: {} as Resolver, clock: systemClock, log: quiet, metrics: new Metrics(), timeouts: { connectMs: 500, tlsMs: 300, greetMs: 300, quitMs: 100 }, limits: () => ({ ...LIMITS, tls }) });
-    const route: HostsRoute = { kind: 'hosts', site: 's', provider: '', label: 'other', tls, viaRoute: false, hosts: mxes.map(({ host, port }, i) => ({ name: `mx${i}.x.example`, addresses: [host], port, preference: i, tlsa: hosts[i]?.[1] ?? [] })) };
+    const deliverer = openTestDeliverer(limitsOf(tls));
+    const route = routeTo(mxes.map((mx, i) => hostAt(mx, { name: `mx${i}.x.example`, preference: i, tlsa: hosts[i]?.[1] ?? [] })), { tls });
     try {
-      return { outcome: await deliverer.attempt(LETTER, route, { egress: '' }), mxes };
+      return { outcome: await deliverer.attempt(letterTo(), route, { egress: '' }), mxes };
     } finally {
       deliverer.close();
       await Promise.all(mxes.map((mx) => mx.close()));
@@ -127,7 +119,7 @@ t.test('a promise is kept or nothing is sent', async (t) => {
   ] as const) {
     const { outcome, mxes } = await attempt([[script, records]]);
     t.match(outcome, { kind: 'deferred', phase: 'tls' }, name);
-    t.same(mxes[0]?.lines.filter((line) => /^(?:MAIL|RCPT|DATA)/.test(line)), [], `${name}: not a word of it`);
+    t.same(mxes.flatMap(saidTo), [], `${name}: not a word of it`);
     t.equal(mxes[0]?.messages.length, 0);
   }
   const second = await attempt([[{ tls: true }, [wrong]], [{ tls: true }, [right]]]);

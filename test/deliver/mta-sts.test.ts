@@ -1,36 +1,26 @@
 // MTA-STS (RFC 8461): the page as a hostile or clumsy web server may serve it, how long it holds, which hosts it
 // lets take the mail, and that a host which cannot prove itself gets nothing.
-import { execFileSync } from 'node:child_process';
 import { createSecretKey, randomBytes } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { createServer, type Server, type ServerOptions } from 'node:https';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import t from 'tap';
-import { openDeliverer, resolveRoute, type HostsRoute, type TargetHost } from '../../daemon/deliver/index.ts';
+import { resolveRoute, type TargetHost } from '../../daemon/deliver/index.ts';
 import { MtaSts, isInPolicy, parsePolicy, type StsOptions, type StsPolicy, type StsState } from '../../daemon/deliver/mta-sts.ts';
 import type { Answer, MxRecord, Resolver } from '../../daemon/dns/index.ts';
-import type { Outcome, Signed } from '../../daemon/mail/index.ts';
-import { Metrics, openKept, systemClock, type Clock, type Kept } from '../../daemon/runtime/index.ts';
-import { shippedBounces, type LaneLimits, type Settings, type Shaping } from '../../daemon/settings/index.ts';
+import type { Outcome } from '../../daemon/mail/index.ts';
+import { openKept, type Clock, type Kept } from '../../daemon/runtime/index.ts';
+import type { Shaping } from '../../daemon/settings/index.ts';
 import { eventually } from '../lib/daemon.ts';
+import { hostAt, letterTo, makeAuthority, openTestDeliverer, quiet, routeTo, saidTo } from '../lib/deliver.ts';
 import { startMx, type MxScript } from '../lib/mx.ts';
 
 t.setTimeout(60_000);
 const dir = t.testdir();
-const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
-const openssl = (...args: readonly string[]): void => void execFileSync('openssl', args, { stdio: 'ignore', cwd: dir });
-const EC = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
-openssl('req', '-x509', ...EC, '-days', '2', '-subj', '/CN=Test CA', '-keyout', 'ca.key', '-out', 'ca.pem');
-const ca = readFileSync(join(dir, 'ca.pem'));
-function pair(name: string): { readonly key: Buffer; readonly cert: Buffer } {
-  writeFileSync(join(dir, 'ext'), `subjectAltName=DNS:${name}\n`);
-  openssl('req', ...EC, '-subj', '/CN=x', '-keyout', `${name}.key`, '-out', `${name}.csr`);
-  openssl('x509', '-req', '-in', `${name}.csr`, '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '1', '-extfile', 'ext', '-out', `${name}.pem`);
-  return { key: readFileSync(join(dir, `${name}.key`)), cert: readFileSync(join(dir, `${name}.pem`)) };
-}
+const authority = makeAuthority(dir);
+const { pem: ca, certificate: pair } = authority;
 
 const found = <T>(...records: readonly T[]): Answer<T> => ({ kind: 'found', records, ttlSeconds: 60, authentic: false });
 const NONE = { kind: 'none' } as const;
@@ -163,18 +153,11 @@ t.test('which hosts may take the mail', async (t) => {
 });
 
 t.test('a host proves itself or gets nothing', async (t) => {
-  const LIMITS = { connections: 5, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 10, tls: 'opportunistic', idleMs: 1_000 } as unknown as LaneLimits;
-  const settings = { hash: 'h', bounces: shippedBounces(), server: { hostname: 'relay.example' }, shaping: { defaults: LIMITS, providers: [], routes: [], egress: [], tenants: [] } } as unknown as Settings;
-  const letter = {
-    id: 'm', index: 0, returnPath: 'v@b.example', head: Buffer.from('Subject: x\r\n\r\n'), body: [Buffer.from('secret')],
-    message: { receivedAt: Date.now(), envelope: { mailFrom: 'a@b.example', smtpUtf8: false, body: '8BITMIME' } }, recipient: { wire: 'p@x.example', domain: 'x.example' },
-  } as unknown as Signed;
   const attempt = async (script: MxScript, name: string, tlsa?: TargetHost['tlsa']): Promise<{ readonly outcome: Outcome; readonly said: readonly string[] }> => {
     const mx = await startMx(script);
-    const deliverer = openDeliverer({ settings: () => settings, resolver: {} as Resolver, clock: systemClock, log: quiet, metrics: new Metrics(), timeouts: { connectMs: 500, tlsMs: 500, greetMs: 500, quitMs: 100 }, limits: () => LIMITS });
-    const route: HostsRoute = { kind: 'hosts', site: 's', provider: '', label: 'other', tls: 'opportunistic', viaRoute: false, hosts: [{ name, addresses: [mx.host], port: mx.port, preference: 0, sts: true, ...(tlsa && { tlsa }) }] };
+    const deliverer = openTestDeliverer();
     try {
-      return { outcome: await deliverer.attempt(letter, route, { egress: '' }), said: mx.lines.filter((line) => /^(?:MAIL|RCPT|DATA)/.test(line)) };
+      return { outcome: await deliverer.attempt(letterTo(), routeTo([hostAt(mx, { name, sts: true, ...(tlsa && { tlsa }) })]), { egress: '' }), said: saidTo(mx) };
     } finally {
       deliverer.close();
       await mx.close();
@@ -188,9 +171,7 @@ t.test('a host proves itself or gets nothing', async (t) => {
   const { outcome: unusable, said: nothing } = await attempt({ tls: true }, 'mx1.x.example', []);
   t.match(unusable, { kind: 'deferred', phase: 'tls' }, 'TLSA records of which none can be used leave the policy in force');
   t.same(nothing, []);
-  const before = getCACertificates('default');
-  t.teardown(() => setDefaultCACertificates(before));
-  setDefaultCACertificates([...before, ca.toString()]);
+  authority.trust(t);
   const certificate = pair('mx1.x.example');
   t.match((await attempt({ tls: true, certificate }, 'mx1.x.example')).outcome, { kind: 'delivered', tls: / MTA-STS$/ });
   t.match((await attempt({ tls: true, certificate }, 'mx2.x.example')).outcome, { kind: 'deferred', phase: 'tls' }, 'another host\'s');

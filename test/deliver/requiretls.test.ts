@@ -1,54 +1,25 @@
 // REQUIRETLS (RFC 8689): a message that asks for it goes to hosts that prove themselves and promise the same, and
 // nobody else hears a word of it; `TLS-Required: No` gets through what the receiver's own promises would hold up.
-import { execFileSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import t from 'tap';
-import { openDeliverer, type Deliverer, type HostsRoute, type TargetHost } from '../../daemon/deliver/index.ts';
-import type { Resolver } from '../../daemon/dns/index.ts';
+import type { TargetHost } from '../../daemon/deliver/index.ts';
 import type { Envelope, Outcome, Plan, Signed } from '../../daemon/mail/index.ts';
-import { Metrics, systemClock } from '../../daemon/runtime/index.ts';
-import { shippedBounces, type LaneLimits, type Settings } from '../../daemon/settings/index.ts';
-import { startMx, type Mx, type MxScript } from '../lib/mx.ts';
+import type { LaneLimits } from '../../daemon/settings/index.ts';
+import { hostAt, letterTo, limitsOf, makeAuthority, openTestDeliverer, routeTo, saidTo } from '../lib/deliver.ts';
+import { startMx, type MxScript } from '../lib/mx.ts';
 
 t.setTimeout(60_000);
-const dir = t.testdir();
-const openssl = (...args: readonly string[]): void => void execFileSync('openssl', args, { stdio: 'ignore', cwd: dir });
-const EC = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
-openssl('req', '-x509', ...EC, '-days', '2', '-subj', '/CN=Test CA', '-keyout', 'ca.key', '-out', 'ca.pem');
-writeFileSync(join(dir, 'ext'), 'subjectAltName=DNS:mx1.x.example\n');
-openssl('req', ...EC, '-subj', '/CN=x', '-keyout', 'mx.key', '-out', 'mx.csr');
-openssl('x509', '-req', '-in', 'mx.csr', '-CA', 'ca.pem', '-CAkey', 'ca.key', '-CAcreateserial', '-days', '1', '-extfile', 'ext', '-out', 'mx.pem');
-const certificate = { key: readFileSync(join(dir, 'mx.key')), cert: readFileSync(join(dir, 'mx.pem')) };
-const before = getCACertificates('default');
-t.teardown(() => setDefaultCACertificates(before));
-setDefaultCACertificates([...before, readFileSync(join(dir, 'ca.pem'), 'utf8')]);
-
-const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined, error: () => undefined };
+const authority = makeAuthority(t.testdir());
+authority.trust(t);
+const certificate = authority.certificate('mx1.x.example');
 const OFFERED = ['PIPELINING', 'REQUIRETLS'];
 
-function letter(envelope: Partial<Envelope>, plan: Partial<Plan> = {}): Signed {
-  return {
-    id: 'm', index: 0, returnPath: 'v@b.example', head: Buffer.from('Subject: x\r\n\r\n'), body: [Buffer.from('secret')],
-    message: { receivedAt: Date.now(), envelope: { mailFrom: 'a@b.example', smtpUtf8: false, body: '8BITMIME', ...envelope }, plan }, recipient: { wire: 'p@x.example', domain: 'x.example' },
-  } as unknown as Signed;
-}
-
-function open(tls: LaneLimits['tls'] = 'opportunistic'): Deliverer {
-  const limits = { connections: 5, connectionRate: undefined, messageRate: undefined, deliveriesPerConnection: 10, tls, idleMs: 1_000 } as unknown as LaneLimits;
-  const settings = { hash: 'h', bounces: shippedBounces(), server: { hostname: 'relay.example' }, shaping: { defaults: limits, providers: [], routes: [], egress: [], tenants: [] } } as unknown as Settings;
-  return openDeliverer({ settings: () => settings, resolver: {} as Resolver, clock: systemClock, log: quiet, metrics: new Metrics(), timeouts: { connectMs: 500, tlsMs: 500, greetMs: 500, quitMs: 100 }, limits: () => limits });
-}
-
-const hostAt = (mx: Pick<Mx, 'host' | 'port'>, of: Partial<TargetHost>): TargetHost => ({ name: 'mx1.x.example', addresses: [mx.host], port: mx.port, preference: 0, ...of });
-const routeTo = (...hosts: readonly TargetHost[]): HostsRoute => ({ kind: 'hosts', site: 's', provider: '', label: 'other', tls: 'opportunistic', viaRoute: false, hosts });
+const letter = (envelope: Partial<Envelope>, plan: Partial<Plan> = {}): Signed => letterTo('x.example', envelope, plan);
 
 async function attempt(message: Signed, script: MxScript, of: Partial<TargetHost>, tls?: LaneLimits['tls']): Promise<{ readonly outcome: Outcome; readonly said: readonly string[] }> {
   const mx = await startMx(script);
-  const deliverer = open(tls);
+  const deliverer = openTestDeliverer(limitsOf(tls));
   try {
-    return { outcome: await deliverer.attempt(message, routeTo(hostAt(mx, of)), { egress: '' }), said: mx.lines.filter((line) => /^(?:MAIL|RCPT|DATA)/.test(line)) };
+    return { outcome: await deliverer.attempt(message, routeTo([hostAt(mx, of)]), { egress: '' }), said: saidTo(mx) };
   } finally {
     deliverer.close();
     await mx.close();
@@ -84,17 +55,17 @@ t.test('to nobody else, and not a word', async (t) => {
 t.test('a session made without proof is not used for it, and one host that cannot does not speak for another', async (t) => {
   const mx = await startMx({ tls: true, certificate, extensions: OFFERED });
   const plain = await startMx({ tls: true, certificate, extensions: [] });
-  const deliverer = open();
+  const deliverer = openTestDeliverer();
   const host = hostAt(mx, { vouched: true });
-  t.match(await deliverer.attempt(letter({}), routeTo(host), { egress: '' }), { kind: 'delivered', tls: /SHA\d+$/ });
-  t.match(await deliverer.attempt(letter({ requireTls: true }), routeTo(host), { egress: '' }), { kind: 'delivered', tls: / PKIX$/ });
+  t.match(await deliverer.attempt(letter({}), routeTo([host]), { egress: '' }), { kind: 'delivered', tls: /SHA\d+$/ });
+  t.match(await deliverer.attempt(letter({ requireTls: true }), routeTo([host]), { egress: '' }), { kind: 'delivered', tls: / PKIX$/ });
   t.equal(mx.connections(), 2);
   const cannot = hostAt(plain, { vouched: true, preference: 0 });
-  t.match(await deliverer.attempt(letter({ requireTls: true }), routeTo(cannot, { ...host, preference: 1 }), { egress: '' }), { kind: 'delivered' }, 'the next host can');
+  t.match(await deliverer.attempt(letter({ requireTls: true }), routeTo([cannot, { ...host, preference: 1 }]), { egress: '' }), { kind: 'delivered' }, 'the next host can');
   await mx.close();
   const gone = { ...host, preference: 1 };
-  t.match(await deliverer.attempt(letter({ requireTls: true }), routeTo(cannot, gone), { egress: '' }), { kind: 'deferred', phase: 'connect' }, 'the next host may be able to, later');
-  t.match(await deliverer.attempt(letter({ requireTls: true }), routeTo({ ...gone, preference: 0 }, { ...cannot, preference: 1 }), { egress: '' }), { kind: 'deferred', phase: 'connect' }, 'and the other way round');
+  t.match(await deliverer.attempt(letter({ requireTls: true }), routeTo([cannot, gone]), { egress: '' }), { kind: 'deferred', phase: 'connect' }, 'the next host may be able to, later');
+  t.match(await deliverer.attempt(letter({ requireTls: true }), routeTo([{ ...gone, preference: 0 }, { ...cannot, preference: 1 }]), { egress: '' }), { kind: 'deferred', phase: 'connect' }, 'and the other way round');
   deliverer.close();
   await plain.close();
 });

@@ -1,22 +1,13 @@
 // REQUIRETLS (RFC 8689) through the whole relay, from MAIL to the receiver and to the notice that comes back.
-import { execFileSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import t from 'tap';
 import { converse, eventually, pause, serveDaemon } from '../lib/daemon.ts';
+import { makeAuthority } from '../lib/deliver.ts';
 
 t.setTimeout(60_000);
 const SENDER = 'bounce@demo.example';
-const dir = t.testdir();
-writeFileSync(join(dir, 'ext'), 'basicConstraints=CA:TRUE\nsubjectAltName=IP:127.0.0.1\n');
-for (const command of ['req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=x -keyout key -out csr', 'x509 -req -in csr -signkey key -days 1 -extfile ext -out crt']) {
-  execFileSync('openssl', command.split(' '), { stdio: 'ignore', cwd: dir });
-}
-const certificate = { key: readFileSync(join(dir, 'key')), cert: readFileSync(join(dir, 'crt')) };
-const before = getCACertificates('default');
-t.teardown(() => setDefaultCACertificates(before));
-setDefaultCACertificates([...before, certificate.cert.toString()]);
+const authority = makeAuthority(t.testdir());
+authority.trust(t);
+const certificate = authority.certificate('IP:127.0.0.1');
 const { mx, grounds } = await serveDaemon(t, { 'plain@example.com': 'none' });
 const OFFERED = ['PIPELINING', '8BITMIME', 'DSN'];
 
