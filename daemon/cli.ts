@@ -5,7 +5,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import {
-  askPeople, callControl, changes, describeImport, holdsText, importFile, operationsOf, peopleText, runTop, shapingText, show, table, tally,
+  askPeople, callControl, changes, describeImport, holdsText, importFile, operationsOf, peopleText, queueText, runTop, shapingText, show, table, tally,
   type Ask, type Decision, type ImportFileOptions, type ShownHolds, type ShownShaping, type TopView,
 } from './admin/index.ts';
 import { messagesIn, readBounce } from './feedback/index.ts';
@@ -376,7 +376,10 @@ command(ledger, 'checkpoint', 'print the signed state of a log and the key that 
 
 const queue = group('queue', 'what waits to be delivered');
 command(queue, 'list', 'list waiting recipients').option('--tenant <id>').option('--domain <name>').option('--campaign <name>', "of one tenant, by its application's header").option('--limit <n>', 'rows', Number).option('--after <cursor>', 'go on behind this row')
-  .action(simple('queue.list'));
+  .action(run(async (options: Common) => {
+    const result = await ask(options, 'queue.list', { ...options });
+    print(options, result, () => queueText(result));
+  }));
 command(queue, 'show <id>', 'show one message and its recipients').action(run(async (id: string, options: Common) => {
   const result = await ask(options, 'queue.show', { id });
   print(options, result, () => show(result));

@@ -1,6 +1,7 @@
 export { callControl, serveControl, type ControlOptions, type Operation, type Operations, type Params } from './control.ts';
 export { openObserve, type ObserveOptions } from './observe.ts';
 export { show, table } from './show.ts';
+export { queueText } from './queue.ts';
 export { askPeople, type Ask } from './ask-people.ts';
 export { changes, peopleText, tally } from './explain-text.ts';
 export type { Decision, Judged, PersonJudged } from './explain.ts';

@@ -7,6 +7,7 @@ import type { QueueFilter } from '../spool/index.ts';
 import type { Operation } from './control.ts';
 import { noteAct, type Desk } from './desk.ts';
 import { limitOf, messageId, text, wrong, type Params } from './params.ts';
+import { show, table } from './show.ts';
 
 export function queueOperations(desk: Desk): Readonly<Record<string, Operation>> {
   return {
@@ -80,4 +81,17 @@ async function someFilter(desk: Desk, params: Params): Promise<QueueFilter> {
 
 function visible<T extends { readonly hashes: AddressHashes }>({ hashes, ...row }: T): Omit<T, 'hashes'> & { person: string } {
   return { ...row, person: hashes.consent.toString('hex', 0, 6) };
+}
+
+// What a person looks for in a line; --json has the rest.
+const COLUMNS = ['id', 'index', 'tenant', 'wire', 'attempts', 'nextAt', 'held', 'lastReply'] as const;
+
+/** `queue list` for people: counts, rows, and how to see more of them. */
+export function queueText(listed: unknown): string {
+  const { rows, lanes: _lanes, ...rest } = listed as { readonly rows: readonly Readonly<Record<string, unknown>>[]; readonly lanes: unknown; readonly [key: string]: unknown };
+  const last = rows.at(-1)?.['cursor'];
+  return [
+    show(rest), '', table(rows.map((row) => Object.fromEntries(COLUMNS.map((key) => [key, key === 'held' && row[key] !== true ? '' : row[key]])))),
+    ...(last === undefined ? [] : ['', `what comes behind: --after ${String(last)}`]),
+  ].join('\n');
 }
