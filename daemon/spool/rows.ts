@@ -24,7 +24,7 @@ export type QueueId = string;
 
 export const QUEUE_OCTETS = 16;
 const HASH_OCTETS = 16;
-const ID_OCTETS = 26;
+export const ID_OCTETS = 26;
 export const HELD_AT = 2 ** 48 - 1;
 /** Above every queue: the entries by the end of their time. */
 export const ENDS = Buffer.alloc(QUEUE_OCTETS, 255);

@@ -139,18 +139,27 @@ t.test('a campaign is found among much else, by its tenant\'s hash alone', async
   const people = (n: number): string[] => Array.from({ length: n }, (_, i) => `p${i}@d${i % 50}.example`);
   await Promise.all([
     ...Array.from({ length: 5 }, () => spool.store(composed(people(600)), { expiresAt: FAR, campaign: 'autumn' })),
-    spool.store(composed(people(70)), { expiresAt: FAR, campaign: 'summer', priority: 'low' }),
+    spool.store(composed(people(4_470)), { expiresAt: FAR, campaign: 'summer', priority: 'low' }),
     spool.store(composed(people(30)), { expiresAt: FAR, campaign: 'summer' }),
     spool.store(composed(people(40)), { expiresAt: FAR }),
     spool.store(composed(people(20), 100, 'other'), { expiresAt: FAR, campaign: 'summer' }),
   ]);
   const summer = spool.campaign('acme', 'summer');
-  t.equal((await spool.list({ campaign: summer, limit: 500 })).length, 100);
+  t.equal((await spool.list({ campaign: summer, limit: 9_999 })).length, 4_500);
   t.match((await spool.list({ campaign: summer, limit: 1 }))[0], { campaign: 'summer', tenant: 'acme' });
-  t.equal(await spool.hold({ tenant: 'acme', campaign: summer }), 100);
+  const seen: string[] = [];
+  for (let after: string | undefined; ;) {
+    const page = await spool.list({ campaign: summer, limit: 1_333, ...(after !== undefined && { after }) });
+    seen.push(...page.map(({ id, index }) => `${id}/${index}`));
+    after = page.at(-1)?.cursor;
+    if (page.length < 1_333) break;
+  }
+  t.same([seen.length, new Set(seen).size], [4_500, 4_500], 'listed page by page');
+  t.same(await spool.list({ campaign: summer, tenant: 'other', limit: 9 }), []);
+  t.equal(await spool.hold({ tenant: 'acme', campaign: summer }), 4_500);
   t.equal(await spool.hold({ campaign: summer }), 0);
-  t.equal(await spool.release({ campaign: summer, domain: 'd7.example' }), 3, 'with a domain: what is both');
-  t.equal(await spool.drop({ campaign: summer }), 100);
+  t.equal(await spool.release({ campaign: summer, domain: 'd7.example' }), 91, 'with a domain: what is both');
+  t.equal(await spool.drop({ campaign: summer }), 4_500);
   t.equal(spool.counts().recipients, 3_060);
   const [row] = await spool.list({ tenant: 'other', limit: 1 });
   t.equal(spool.show(row?.id ?? '')?.meta.campaign, 'summer', 'the other tenant keeps its own');
