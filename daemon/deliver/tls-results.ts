@@ -6,6 +6,7 @@ import type { Resolver } from '../dns/index.ts';
 import type { Clock } from '../runtime/index.ts';
 import type { Connected } from '../smtp/index.ts';
 import type { Need } from './need.ts';
+import { isInPolicy } from './mta-sts.ts';
 import type { HostsRoute, TargetHost } from './route.ts';
 
 /** RFC 8460 §4.3, as far as a connection shows it. */
@@ -138,24 +139,38 @@ const keyOf = ({ day, domain }: Pick<TlsDay, 'day' | 'domain'>): string => `${da
 const dayOf = (at: number): string => new Date(at).toISOString().slice(0, 10);
 
 /** '' for success; undefined when it came to no word about TLS. */
-function resultOf({ connected, by }: TlsSeen): { readonly result: TlsResult | ''; readonly reason: string } | undefined {
-  if (connected.kind === 'session') return { result: connected.session.tls === '' ? 'starttls-not-supported' : '', reason: '' };
+function resultOf(of: TlsSeen): { readonly result: TlsResult | ''; readonly reason: string } | undefined {
+  const { connected, by, host, policy } = of;
+  if (connected.kind === 'session') {
+    const { tls, distrust } = connected.session;
+    if (tls === '') return { result: 'starttls-not-supported', reason: '' };
+    if (!isTesting(of) || policy === undefined) return { result: '', reason: '' };
+    // RFC 8461 §5: under `testing` mail goes, and what `enforce` would have stopped is told.
+    if (!isInPolicy(policy, host.name)) return { result: 'validation-failure', reason: 'the host is not in the policy' };
+    return distrust === '' ? { result: '', reason: '' } : { result: faultIn(distrust, by), reason: distrust };
+  }
   if (connected.phase !== 'tls') return undefined;
   if (connected.kind === 'refused') return { result: 'starttls-not-supported', reason: String(connected.reply.code) };
-  const { reason } = connected;
-  // Node's and OpenSSL's names of what is wrong with a certificate stand in the reason.
-  if (/offers no STARTTLS/.test(reason)) return { result: 'starttls-not-supported', reason };
-  if (/ALTNAME_INVALID|HOSTNAME_MISMATCH/.test(reason)) return { result: 'certificate-host-mismatch', reason };
-  if (/EXPIRED/.test(reason)) return { result: 'certificate-expired', reason };
-  if (/SELF_SIGNED|UNABLE_TO|CERT_UNTRUSTED|CERT_REVOKED|CERT_REJECTED|INVALID_CA|CERT_SIGNATURE_FAILURE|CERT_CHAIN_TOO_LONG/.test(reason)) return { result: 'certificate-not-trusted', reason };
-  return { result: by === 'DANE' && /TLSA/.test(reason) ? 'tlsa-invalid' : 'validation-failure', reason };
+  return { result: faultIn(connected.reason, by), reason: connected.reason };
 }
 
-function policyOf({ host, policy }: TlsSeen): TlsPolicy {
+const isTesting = ({ host, policy }: TlsSeen): boolean => host.tlsa === undefined && policy?.mode === 'testing';
+
+function faultIn(reason: string, by: Need['by']): TlsResult {
+  // Node's and OpenSSL's names of what is wrong with a certificate stand in the reason.
+  if (/offers no STARTTLS/.test(reason)) return 'starttls-not-supported';
+  if (/ALTNAME_INVALID|HOSTNAME_MISMATCH/.test(reason)) return 'certificate-host-mismatch';
+  if (/EXPIRED/.test(reason)) return 'certificate-expired';
+  if (/SELF_SIGNED|UNABLE_TO|CERT_UNTRUSTED|CERT_REVOKED|CERT_REJECTED|INVALID_CA|CERT_SIGNATURE_FAILURE|CERT_CHAIN_TOO_LONG/.test(reason)) return 'certificate-not-trusted';
+  return by === 'DANE' && /TLSA/.test(reason) ? 'tlsa-invalid' : 'validation-failure';
+}
+
+function policyOf(of: TlsSeen): TlsPolicy {
+  const { host, policy } = of;
   if (host.tlsa !== undefined) {
     return { type: 'tlsa', string: host.tlsa.map(({ usage, selector, matchingType, certificate }) => `${usage} ${selector} ${matchingType} ${certificate.toString('hex')}`), mx: [] };
   }
-  if (host.sts === true && policy !== undefined) {
+  if ((host.sts === true || isTesting(of)) && policy !== undefined) {
     return { type: 'sts', string: ['version: STSv1', `mode: ${policy.mode}`, ...policy.mx.map((mx) => `mx: ${mx}`), `max_age: ${policy.maxAgeMs / 1_000}`], mx: policy.mx };
   }
   return { type: 'no-policy-found', string: [], mx: [] };

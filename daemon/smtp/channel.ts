@@ -24,6 +24,8 @@ export class Channel {
   fault: SessionFault | undefined;
   /** While false, anything the peer says breaks the channel. */
   expecting = true;
+  /** What public authorities would say against the peer's certificate, as Node's code; '' when nothing, or without TLS. */
+  distrust = '';
   #socket: Socket;
   readonly #clock: Clock;
   #reader = new ReplyReader();
@@ -172,6 +174,7 @@ export class Channel {
     await this.#sleep(timeoutMs, `the TLS handshake took longer than ${Math.ceil(timeoutMs / 1_000)} s`, (done) => {
       secure.once('secureConnect', () => {
         ready = true;
+        this.distrust = secure.authorized ? '' : String(secure.authorizationError);
         done();
       });
     });

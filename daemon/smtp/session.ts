@@ -233,6 +233,11 @@ export class OutboundSession {
     this.#rest();
   }
 
+  /** What public authorities would say against the peer's certificate, as Node's code; '' when nothing, or without TLS. */
+  get distrust(): string {
+    return this.#channel.distrust;
+  }
+
   /** Transactions begun on this connection. */
   get deliveries(): number {
     return this.#deliveries;
