@@ -6,7 +6,7 @@ import { request } from 'node:https';
 import { isIP, type LookupFunction } from 'node:net';
 import { join } from 'node:path';
 import { compose } from '../compose/index.ts';
-import { TlsResults, type TlsDay, type TlsSeen } from '../deliver/index.ts';
+import { TlsResults, type TlsDay, type StsUnread, type TlsSeen } from '../deliver/index.ts';
 import { isPublicAddress, type Resolver } from '../dns/index.ts';
 import { tlsReport, tlsReportMail, type TlsReportFacts } from '../events/index.ts';
 import { admit } from '../gate/index.ts';
@@ -31,7 +31,7 @@ export interface TlsReportsOptions {
 
 export interface TlsReports {
   /** What the deliverer tells of each connection. */
-  readonly seen: (seen: TlsSeen) => Promise<void>;
+  readonly seen: (seen: TlsSeen | StsUnread) => Promise<void>;
   /** Sends what is due now. */
   look(): Promise<void>;
   close(): Promise<void>;

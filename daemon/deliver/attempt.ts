@@ -14,7 +14,7 @@ import { connectSession, type Connected, type OutboundSession, type SendResult, 
 import { classify, type BounceClass } from './classify.ts';
 import { tlsaFault } from './dane.ts';
 import { MtaSts, type StsState } from './mta-sts.ts';
-import type { TlsSeen } from './tls-results.ts';
+import type { StsUnread, TlsSeen } from './tls-results.ts';
 import { TlsMemory } from './tls-memory.ts';
 import { letterOf, type LetterToGo } from './letter.ts';
 import { needOf, wantedTls, type Need } from './need.ts';
@@ -47,7 +47,7 @@ export interface DelivererParts {
   /** Where MTA-STS policies outlive a restart. */
   readonly policies?: Kept<StsState>;
   /** Hears of each connection's TLS, for reports; never rejects. */
-  readonly tlsSeen?: (seen: TlsSeen) => Promise<void>;
+  readonly tlsSeen?: (seen: TlsSeen | StsUnread) => Promise<void>;
   /** What holds for a lane now; left out: what shaping.yaml says. */
   readonly limits?: (lane: string, parts: LaneParts) => LaneLimits;
 }
@@ -95,7 +95,7 @@ interface Tried {
 export function openDeliverer(parts: DelivererParts): Deliverer {
   const routes = new RouteCache(parts.clock);
   const pool = new SessionPool(parts.clock, (label, change) => parts.metrics.connections.inc({ lane: label }, change));
-  const sts = new MtaSts({ resolver: parts.resolver, clock: parts.clock, log: parts.log, allowed: isPublicAddress, ...(parts.policies !== undefined && { kept: parts.policies }) });
+  const sts = new MtaSts({ resolver: parts.resolver, clock: parts.clock, log: parts.log, allowed: isPublicAddress, failed: (failed) => void parts.tlsSeen?.(failed), ...(parts.policies !== undefined && { kept: parts.policies }) });
   const stop = new AbortController();
   const leave = new AbortController();
   const sender = new Sender(parts, pool, stop.signal, AbortSignal.any([stop.signal, leave.signal]));

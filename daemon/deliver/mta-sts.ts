@@ -6,6 +6,7 @@
 import { request } from 'node:https';
 import { isIP, type LookupFunction } from 'node:net';
 import type { Resolver } from '../dns/index.ts';
+import type { StsUnread } from './tls-results.ts';
 import type { Clock, Kept, Log } from '../runtime/index.ts';
 
 export interface StsPolicy {
@@ -20,6 +21,8 @@ export interface StsOptions {
   readonly clock: Clock;
   readonly log: Log;
   readonly allowed: (address: string) => boolean;
+  /** Told of each policy that was announced and could not be had; the next is told after a while. */
+  readonly failed?: (failed: StsUnread) => void;
   /** Where policies outlive a restart; without it they do not. */
   readonly kept?: Kept<StsState>;
   /** For tests. */
@@ -95,13 +98,16 @@ export class MtaSts {
 
   async #fetchAndKeep(domain: string, id: string): Promise<StsPolicy | undefined> {
     const { clock, log } = this.#options;
+    let page: string | undefined;
     try {
-      const policy = parsePolicy(await this.#fetch(domain));
+      page = await this.#fetch(domain);
+      const policy = parsePolicy(page);
       // RFC 8461 §10.2 suggests a fetch a day.
       this.#keep(domain, { id, policy, until: clock.now() + policy.maxAgeMs, staleAt: clock.now() + Math.min(DAY_MS, policy.maxAgeMs / 2) });
       return policy;
     } catch (error) {
       log.info({ reason: error instanceof Error ? error.message : String(error) }, 'an MTA-STS policy could not be fetched');
+      this.#options.failed?.({ domain, unread: page !== undefined ? 'sts-policy-invalid' : isAboutCertificate(error) ? 'sts-webpki-invalid' : 'sts-policy-fetch-error' });
       if (this.#failed.size >= KEPT) this.#failed.clear();
       this.#failed.set(domain, clock.now() + FAILED_MS);
       return undefined;
@@ -146,6 +152,11 @@ export class MtaSts {
       call.end();
     });
   }
+}
+
+/** Node's and OpenSSL's names of what is wrong with a certificate. */
+function isAboutCertificate(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && /ALTNAME|CERT_|SELF_SIGNED|UNABLE_TO|INVALID_CA/.test(String(error.code));
 }
 
 /** The policy's id; undefined unless exactly one record is of this kind (RFC 8461 §3.1). */

@@ -10,7 +10,8 @@ import { isInPolicy } from './mta-sts.ts';
 import type { HostsRoute, TargetHost } from './route.ts';
 
 /** RFC 8460 §4.3, as far as a connection shows it. */
-export type TlsResult = 'starttls-not-supported' | 'certificate-host-mismatch' | 'certificate-expired' | 'certificate-not-trusted' | 'tlsa-invalid' | 'validation-failure';
+export type TlsResult = 'starttls-not-supported' | 'certificate-host-mismatch' | 'certificate-expired' | 'certificate-not-trusted' | 'tlsa-invalid' | 'validation-failure'
+  | 'sts-policy-fetch-error' | 'sts-policy-invalid' | 'sts-webpki-invalid';
 
 /** RFC 8460 §4.2: what a session was held against. */
 export interface TlsPolicy {
@@ -22,6 +23,7 @@ export interface TlsPolicy {
 
 export interface TlsFailure {
   readonly result: TlsResult;
+  /** Both '' where it came to no connection. */
   readonly host: string;
   readonly address: string;
   readonly reason: string;
@@ -54,6 +56,12 @@ export interface TlsSeen {
   readonly connected: Connected;
 }
 
+/** An MTA-STS policy that was announced and could not be had. */
+export interface StsUnread {
+  readonly domain: string;
+  readonly unread: 'sts-policy-fetch-error' | 'sts-policy-invalid' | 'sts-webpki-invalid';
+}
+
 // Days times domains; a domain beyond it is not reported to, which harms nobody.
 const DOMAINS = 20_000;
 // A domain whose record was not there is asked about again the next day.
@@ -76,7 +84,7 @@ export class TlsResults {
   }
 
   /** Counts a connection, when its domain wants to hear of it. */
-  async seen(of: TlsSeen): Promise<void> {
+  async seen(of: TlsSeen | StsUnread): Promise<void> {
     const result = resultOf(of);
     if (result === undefined) return;
     const day = dayOf(this.#clock.now());
@@ -116,7 +124,7 @@ export class TlsResults {
     return begun;
   }
 
-  #count(day: TlsDay, of: TlsSeen, { result, reason }: Exclude<ReturnType<typeof resultOf>, undefined>): void {
+  #count(day: TlsDay, of: TlsSeen | StsUnread, { result, reason }: Exclude<ReturnType<typeof resultOf>, undefined>): void {
     this.changed = true;
     const policy = policyOf(of);
     const same = JSON.stringify(policy);
@@ -129,9 +137,10 @@ export class TlsResults {
       count.successes++;
       return;
     }
-    const failure = count.failures.find((one) => one.result === result && one.host === of.host.name && one.address === of.address);
+    const [host, address] = 'unread' in of ? ['', ''] : [of.host.name, of.address];
+    const failure = count.failures.find((one) => one.result === result && one.host === host && one.address === address);
     if (failure !== undefined) failure.count++;
-    else if (count.failures.length < FAILURES) count.failures.push({ result, host: of.host.name, address: of.address, reason, count: 1 });
+    else if (count.failures.length < FAILURES) count.failures.push({ result, host, address, reason, count: 1 });
   }
 }
 
@@ -139,7 +148,8 @@ const keyOf = ({ day, domain }: Pick<TlsDay, 'day' | 'domain'>): string => `${da
 const dayOf = (at: number): string => new Date(at).toISOString().slice(0, 10);
 
 /** '' for success; undefined when it came to no word about TLS. */
-function resultOf(of: TlsSeen): { readonly result: TlsResult | ''; readonly reason: string } | undefined {
+function resultOf(of: TlsSeen | StsUnread): { readonly result: TlsResult | ''; readonly reason: string } | undefined {
+  if ('unread' in of) return { result: of.unread, reason: '' };
   const { connected, by, host, policy } = of;
   if (connected.kind === 'session') {
     const { tls, distrust } = connected.session;
@@ -165,7 +175,8 @@ function faultIn(reason: string, by: Need['by']): TlsResult {
   return by === 'DANE' && /TLSA/.test(reason) ? 'tlsa-invalid' : 'validation-failure';
 }
 
-function policyOf(of: TlsSeen): TlsPolicy {
+function policyOf(of: TlsSeen | StsUnread): TlsPolicy {
+  if ('unread' in of) return { type: 'sts', string: [], mx: [] };
   const { host, policy } = of;
   if (host.tlsa !== undefined) {
     return { type: 'tlsa', string: host.tlsa.map(({ usage, selector, matchingType, certificate }) => `${usage} ${selector} ${matchingType} ${certificate.toString('hex')}`), mx: [] };

@@ -32,7 +32,7 @@ export function tlsReport({ organization, contact, id, day, domain, policies }: 
       summary: { 'total-successful-session-count': successes, 'total-failure-session-count': failures.reduce((sum, { count }) => sum + count, 0) },
       ...(failures.length > 0 && {
         'failure-details': failures.map(({ result, host, address, reason, count }) => ({
-          'result-type': result, 'receiving-mx-hostname': host, 'receiving-ip': address, 'failed-session-count': count, ...(reason !== '' && { 'failure-reason-code': reason }),
+          'result-type': result, ...(host !== '' && { 'receiving-mx-hostname': host, 'receiving-ip': address }), 'failed-session-count': count, ...(reason !== '' && { 'failure-reason-code': reason }),
         })),
       }),
     })),

@@ -10,7 +10,7 @@ import { gunzipSync } from 'node:zlib';
 import { simpleParser } from 'mailparser';
 import t from 'tap';
 import { openTlsReports } from '../../daemon/admin/index.ts';
-import type { TargetHost, TlsSeen } from '../../daemon/deliver/index.ts';
+import type { TargetHost } from '../../daemon/deliver/index.ts';
 import type { Answer } from '../../daemon/dns/index.ts';
 import type { Composed } from '../../daemon/mail/index.ts';
 import { openKeyring, systemClock, type Clock } from '../../daemon/runtime/index.ts';
@@ -64,7 +64,7 @@ async function open(t: { teardown(end: () => Promise<void>): unknown }, reports 
 }
 
 /** One attempt to a host that behaves like this. */
-async function attempt(world: Awaited<ReturnType<typeof open>>, seen: (of: TlsSeen) => Promise<void>, script: MxScript, of: Partial<TargetHost>, domain = 'asks.example', plan = {}): Promise<void> {
+async function attempt(world: Awaited<ReturnType<typeof open>>, seen: ReturnType<typeof openTlsReports>['seen'], script: MxScript, of: Partial<TargetHost>, domain = 'asks.example', plan = {}): Promise<void> {
   const mx = await startMx(script);
   const told: Promise<void>[] = [];
   const deliverer = openTestDeliverer(limits, { settings: () => world.settings, tlsSeen: (one) => (told.push(seen(one)), Promise.resolve()) });

@@ -28,6 +28,8 @@ const POLICY = 'version: STSv1\r\nmode: enforce\r\nmx: mx1.x.example\r\nmx: *.ba
 
 interface World {
   readonly sts: MtaSts;
+  /** What reports are told. */
+  readonly failures: readonly string[];
   readonly options: StsOptions;
   readonly now: { ms: number };
   /** What the web server answers, and what DNS says. */
@@ -46,8 +48,10 @@ async function open(certificate: ServerOptions): Promise<World & { close(): Prom
   await new Promise<void>((ready) => server.listen(0, '127.0.0.1', ready));
   const clock: Clock = { now: () => now.ms, after: () => () => undefined };
   const resolver = { txt: async () => says.txt, addresses: async () => says.address };
-  const options = { resolver, clock, log: quiet, allowed: (address: string) => address === '127.0.0.1', port: (server.address() as AddressInfo).port, ca };
-  return { sts: new MtaSts(options), options, now, says, asked: () => asked, close: () => new Promise((done) => { server.closeAllConnections(); server.close(() => done()); }) };
+  const failures: string[] = [];
+  const options = {
+    failed: ({ domain, unread }: { readonly domain: string; readonly unread: string }): void => void failures.push(`${domain} ${unread}`), resolver, clock, log: quiet, allowed: (address: string) => address === '127.0.0.1', port: (server.address() as AddressInfo).port, ca };
+  return { failures, sts: new MtaSts(options), options, now, says, asked: () => asked, close: () => new Promise((done) => { server.closeAllConnections(); server.close(() => done()); }) };
 }
 
 t.test('a policy is fetched once for an id, and holds for its time whatever becomes of record and page', async (t) => {
@@ -120,6 +124,7 @@ t.test('a page that is none, and a host that is none', async (t) => {
     fresh.says.page = page;
     t.equal(await fresh.sts.policyFor('x.example'), undefined, name);
     t.equal(fresh.asked(), 1, name);
+    t.same(fresh.failures, [`x.example sts-policy-${name.startsWith('no ') ? 'invalid' : 'fetch-error'}`], name);
     await fresh.close();
   }
   for (const [name, txt] of [['no record', NONE], ['two records', found('v=STSv1; id=1', 'v=STSv1; id=2')], ['no id', found('v=STSv1;')], ['another record', found('v=spf1 -all')], ['an id too long', found(`v=STSv1; id=${'1'.repeat(33)}`)]] as const) {
@@ -136,6 +141,7 @@ t.test('a page that is none, and a host that is none', async (t) => {
   }
   const misnamed = await open(pair('mta-sts.y.example'));
   t.equal(await misnamed.sts.policyFor('x.example'), undefined, 'a certificate of somebody else');
+  t.same(misnamed.failures, ['x.example sts-webpki-invalid']);
   await misnamed.close();
   t.match(parsePolicy('version: STSv1\nmode: none\nmax_age: 99999999999\nmode: enforce\n'.replace('99999999999', '9999999999')), { mode: 'none', maxAgeMs: 31_557_600_000 }, 'at most a year; the first of a name counts');
 });

@@ -44,8 +44,10 @@ t.test('testing stops nothing and tells everything', async (t) => {
     deliverer.close();
     await mx.close();
   }
+  await results.seen({ domain: 'x.example', unread: 'sts-policy-fetch-error' });
   const [day] = results.state();
-  t.equal(day?.counts.length, 1);
+  t.match(day?.counts[1], { policy: { type: 'sts', string: [] }, successes: 0, failures: [{ result: 'sts-policy-fetch-error', host: '', count: 1 }] });
+  t.equal(day?.counts.length, 2);
   t.match(day?.counts[0], { policy: { type: 'sts', string: ['version: STSv1', 'mode: testing', 'mx: mx1.x.example', 'mx: mx2.x.example', 'max_age: 1'] }, successes: 1 });
   t.same(day?.counts[0]?.failures.map(({ result, host, count }) => [result, host, count]), [
     ['certificate-not-trusted', 'mx1.x.example', 1], ['certificate-host-mismatch', 'mx2.x.example', 1], ['validation-failure', 'mx9.x.example', 1], ['starttls-not-supported', 'mx1.x.example', 1],
