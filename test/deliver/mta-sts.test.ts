@@ -6,6 +6,7 @@ import { createServer, type Server, type ServerOptions } from 'node:https';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
+import { getCACertificates, setDefaultCACertificates } from 'node:tls';
 import t from 'tap';
 import { resolveRoute, type TargetHost } from '../../daemon/deliver/index.ts';
 import { MtaSts, isInPolicy, parsePolicy, type StsOptions, type StsPolicy, type StsState } from '../../daemon/deliver/mta-sts.ts';
@@ -14,7 +15,7 @@ import type { Outcome } from '../../daemon/mail/index.ts';
 import { openKept, type Clock, type Kept } from '../../daemon/runtime/index.ts';
 import type { Shaping } from '../../daemon/settings/index.ts';
 import { eventually } from '../lib/daemon.ts';
-import { hostAt, letterTo, makeAuthority, openTestDeliverer, quiet, routeTo, saidTo } from '../lib/deliver.ts';
+import { hostAt, letterTo, limitsOf, makeAuthority, openTestDeliverer, quiet, routeTo, saidTo } from '../lib/deliver.ts';
 import { startMx, type MxScript } from '../lib/mx.ts';
 
 t.setTimeout(60_000);
@@ -181,4 +182,35 @@ t.test('a host proves itself or gets nothing', async (t) => {
   const certificate = pair('mx1.x.example');
   t.match((await attempt({ tls: true, certificate }, 'mx1.x.example')).outcome, { kind: 'delivered', tls: / MTA-STS$/ });
   t.match((await attempt({ tls: true, certificate }, 'mx2.x.example')).outcome, { kind: 'deferred', phase: 'tls' }, 'another host\'s');
+});
+
+t.test('page, route and attempt together: stripped, forged, misnamed and over, and never a word in clear', async (t) => {
+  const world = await open(authority.certificate('mta-sts.x.example'));
+  const before = getCACertificates('default');
+  setDefaultCACertificates([...before, authority.pem.toString()]);
+  const good: MxScript = { tls: true, certificate: authority.certificate('mx1.x.example') };
+  const mx = await startMx(good);
+  const deliverer = openTestDeliverer(limitsOf('opportunistic', 1));
+  t.teardown(async () => {
+    deliverer.close();
+    setDefaultCACertificates(before);
+    await Promise.all([mx.close(), world.close()]);
+  });
+  const send = async (script: MxScript, exchange = 'mx1.x.example'): Promise<unknown> => {
+    mx.script = script;
+    const { route } = await resolveRoute('x.example', {
+      resolver: { mx: async () => found<MxRecord>({ exchange, preference: 1 }), addresses: async () => found(mx.host), txt: async () => NONE, tlsa: async () => NONE, close: () => undefined } as unknown as Resolver,
+      shaping: { defaults: { tls: 'opportunistic' }, providers: [], routes: [{ domain: 'x.example', via: [], loopbackMx: mx.port, tls: 'opportunistic' }], egress: [] } as unknown as Shaping, sandbox: true, hostname: 'relay.example', sts: world.sts,
+    });
+    return route.kind === 'hosts' ? deliverer.attempt(letterTo(), route, { egress: '' }) : route;
+  };
+  t.match(await send(good), { kind: 'delivered', tls: / MTA-STS$/ });
+  t.match(await send({}), { kind: 'deferred', phase: 'tls' }, 'STARTTLS stripped');
+  t.match(await send({ tls: true }), { kind: 'deferred', phase: 'tls' }, 'a certificate nobody vouches for');
+  t.match(await send(good, 'mx.evil.example'), { kind: 'deferred', class: 'tls', reason: /MTA-STS/ }, 'MX records that lie');
+  world.now.ms += 1_000_001;
+  world.says.txt = NONE;
+  t.match(await send({}), { kind: 'deferred', phase: 'tls', reason: /spoke TLS lately/ }, 'the policy is over and cannot be had: what the host did lately still counts');
+  t.match(await send(good), { kind: 'delivered', tls: /SHA\d+$/ }, 'and no proof is asked for any more');
+  t.same(mx.messages.map(({ tls }) => tls), [true, true]);
 });
