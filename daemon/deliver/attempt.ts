@@ -260,7 +260,7 @@ class Sender {
     if (!lane.viaRoute && wanted !== 'off' && !remembered && !letter.tlsOptional) void this.#parts.tlsSeen?.({ domain: letter.domain, policy: lane.policy, host: target.host, address: target.address, by, connected });
     // Also a host that had to speak TLS is remembered: when its policy is over, who strips STARTTLS gains nothing at once.
     const encrypted = connected.kind === 'session' && connected.session.tls !== '';
-    const stripped = encrypted || (wanted === 'opportunistic' && !remembered) ? this.#memory.fault(where, connected) : '';
+    const stripped = encrypted || (wanted === 'opportunistic' && !remembered && !letter.tlsOptional) ? this.#memory.fault(where, connected) : '';
     if (stripped !== '') {
       if (connected.kind === 'session') connected.session.close();
       return { kind: 'broken', phase: 'tls', fault: 'tls', reason: stripped };

@@ -74,6 +74,15 @@ t.test('TLS-Required: No', async (t) => {
   const optional = letter({}, { tlsOptional: true });
   t.match((await attempt(optional, {}, { sts: true })).outcome, { kind: 'delivered', tls: '' }, 'in clear, though the receiver promised TLS');
   t.match((await attempt(optional, { tls: true }, { sts: true })).outcome, { kind: 'delivered', tls: /SHA\d+$/ }, 'encrypted where it can be');
+  const mx = await startMx({ tls: true });
+  const deliverer = openTestDeliverer(limitsOf('opportunistic', 1));
+  const once = (message: Signed): Promise<Outcome> => deliverer.attempt(message, routeTo([hostAt(mx)]), { egress: '' });
+  t.match(await once(letter({})), { kind: 'delivered', tls: /SHA\d+$/ });
+  mx.script = {};
+  t.match(await once(letter({})), { kind: 'deferred', reason: /spoke TLS lately/ });
+  t.match(await once(optional), { kind: 'delivered', tls: '' }, 'and though the host spoke TLS lately');
+  deliverer.close();
+  await mx.close();
   t.match((await attempt(letter({}, {}), {}, { sts: true })).outcome, { kind: 'deferred' }, 'without it the promise holds');
   t.match((await attempt(letter({ requireTls: true }, { tlsOptional: true }), {}, { sts: true })).outcome, { kind: 'deferred' }, 'REQUIRETLS stands above it');
 });
