@@ -26,7 +26,7 @@ if (!Number.isSafeInteger(messages) || messages < 100 || !Number.isSafeInteger(d
 const STALLED_MS = 60_000;
 
 const shaping = readFileSync(join(import.meta.dirname, '../config/shaping.yaml'), 'utf8')
-  .replace(/^(?:routes|egress): \[\]$/gm, '').replace(/^retry:\n(?: .*\n)+/m, 'retry: { first: 3s, max: 10s }\n').replace(/\bfor: \d+[mh]/g, 'for: 5s').replace(/^recovery:.*$/m, 'recovery: { add: 10%, every: 1s }');
+  .replace(/^(?:routes|egress): \[\]$/gm, '').replace(/^retry:\n(?: .*\n)+/m, 'retry: { first: 3s, max: 10s }\n').replace(/\bfor: \d+[mh]/g, 'for: 5s').replace(/^recovery:.*$/m, 'recovery: { add: 10%, every: 1s, hold: 1h }');
 
 const providers = cast({ domains, hosters: Math.min(20, domains) });
 const lots = mix(providers, Number(values.seed));

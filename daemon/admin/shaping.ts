@@ -202,7 +202,7 @@ export function holdsText({ domain, site, holds, automation, lanes, waiting, nex
   return [
     `${domain} -> ${site === '' ? 'nowhere' : site}`,
     ...(held.length > 0 ? held : ['nothing holds it']),
-    ...automation.map(({ lane, rule, action, rate: slowed, since, until }) => `${lane}: ${action}${slowed === undefined ? '' : ` to ${rate(slowed)}`} by rule ${rule}, since ${time(since)}, until ${time(until)} (postern automation lift --domain ${domain})`),
+    ...automation.map(({ lane, rule, action, rate: slowed, share, since, until }) => `${lane}: ${action}${slowed === undefined ? '' : ` to ${rate(slowed)}`}${share === undefined ? '' : `, at ${Math.round(share * 100)} % of its limits`} by rule ${rule}, since ${time(since)}, until ${time(until)} (postern automation lift --domain ${domain})`),
     ...lanes.map(({ lane, active, connections, queues }) => `${lane}: ${active} of ${connections} connections at work, ${queues} ${queues === 1 ? 'queue' : 'queues'} with mail for now`),
     waiting === 0 ? 'no recipient of the domain waits' : `${waiting >= ROWS ? `${ROWS} or more` : waiting} ${waiting === 1 ? 'recipient waits' : 'recipients wait'}${nextAt === 0 ? '' : `, the first due ${time(nextAt)}`}${lastReply === '' ? '' : `; last said: ${lastReply}`}`,
   ].join('\n');

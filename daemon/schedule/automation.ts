@@ -19,6 +19,8 @@ export interface Action {
   readonly until: number;
   /** With slow. */
   readonly rate?: Rate;
+  /** With recover: what of its limits the lane has now, 0 to 1. */
+  readonly share?: number;
 }
 
 /** What a lane keeps for its way back. */
@@ -33,6 +35,8 @@ interface Recovery {
   readonly from: number;
   readonly since: number;
   readonly rule: string;
+  /** Told off again on its way back: until then the lane stays below the share at which that was. */
+  readonly ceiling?: { readonly share: number; readonly until: number };
 }
 
 /** What outlives a restart. */
@@ -67,6 +71,9 @@ interface Watched {
 
 // A lane that was suspended begins with this: one connection, and a little.
 const LEAST = 0.05;
+// Of the share at which a lane was told off on its way back it gets so much from then on: the receiver said no to
+// the whole of it, and what it bears lies between that and the step before.
+const BELOW = 0.8;
 // Counters are forgotten when there are so many; then rules begin to count anew.
 const WATCHED = 20_000;
 // Times kept for one share rule: more attempts than that in the window, and the oldest are left out.
@@ -128,9 +135,9 @@ export class Automation {
   /** Everything in force; a lane on its way back is an action `recover` too. */
   list(): readonly Action[] {
     const now = this.#options.clock.now();
-    const { recovery } = this.#options.shaping();
-    const back = [...this.#recoveries].filter(([lane]) => this.#share(lane, now) < 1).map(([lane, { rule, since, share, from }]): Action => ({
-      lane, rule, action: 'recover', tenant: '', since, until: from + Math.ceil((1 - share) / recovery.add) * recovery.everyMs,
+    const { recovery: steps } = this.#options.shaping();
+    const back = [...this.#recoveries].filter(([lane]) => this.#share(lane, now) < 1).map(([lane, recovery]): Action => ({
+      lane, rule: recovery.rule, action: 'recover', tenant: '', since: recovery.since, until: wholeAt(recovery, steps), share: this.#share(lane, now),
     }));
     return [...[...this.#actions.keys()].flatMap((lane) => this.#inForce(lane, now)), ...back];
   }
@@ -182,9 +189,7 @@ export class Automation {
   #share(lane: string, now: number): number {
     const recovery = this.#recoveries.get(lane);
     if (recovery === undefined) return 1;
-    const { add, everyMs } = this.#options.shaping().recovery;
-    if (now < recovery.from) return recovery.during;
-    return Math.min(1, recovery.share + Math.floor((now - recovery.from) / everyMs) * add);
+    return now < recovery.from ? recovery.during : grown(recovery, now, this.#options.shaping().recovery);
   }
 
   #count(rule: AutomationRule, lane: ObservedLane, tenant: string, outcome: Outcome, startedAt: number, now: number): void {
@@ -221,12 +226,34 @@ export class Automation {
     const before = this.#recoveries.get(lane.id);
     const share = this.#share(lane.id, now);
     const left = leftBy(rule, laneLimits(this.#options.shaping(), lane), share);
+    const growing = before !== undefined && now >= before.from && share < 1;
+    const ceiling = growing ? { share: Math.max(LEAST, share * BELOW), until: until + this.#options.shaping().recovery.holdMs } : before?.ceiling;
     this.#recoveries.set(lane.id, {
       share: Math.min(left, before !== undefined && before.from > now ? before.share : 1), during: rule.action === 'halve' ? left : share,
       connectionsOnly: rule.action === 'single' && (before === undefined || share === 1 || before.connectionsOnly),
-      from: Math.max(until, before?.from ?? 0), since: now, rule: rule.id,
+      from: Math.max(until, before?.from ?? 0), since: now, rule: rule.id, ...(ceiling !== undefined && { ceiling }),
     });
   }
+}
+
+interface Steps {
+  readonly add: number;
+  readonly everyMs: number;
+}
+
+/** The share of a lane on its way back: step by step, below its ceiling while that holds, and on from there. */
+function grown({ share, from, ceiling }: Recovery, now: number, { add, everyMs }: Steps): number {
+  const free = (at: number): number => share + Math.floor(Math.max(0, at - from) / everyMs) * add;
+  if (ceiling === undefined) return Math.min(1, free(now));
+  const below = Math.min(ceiling.share, free(Math.min(now, ceiling.until)));
+  return now < ceiling.until ? below : Math.min(1, below + Math.floor((now - ceiling.until) / everyMs) * add);
+}
+
+/** When it has all of its limits again. */
+function wholeAt(recovery: Recovery, steps: Steps): number {
+  const { ceiling, from, share } = recovery;
+  const [at, has] = ceiling === undefined ? [from, share] : [ceiling.until, grown(recovery, ceiling.until, steps)];
+  return at + Math.ceil((1 - has) / steps.add) * steps.everyMs;
 }
 
 /** What a lane begins again with when an action has ended. */

@@ -269,6 +269,7 @@ export const shapingSchema = z.strictObject({
   recovery: live.preset(z.strictObject({
     add: live.preset(v.percent, '10%', { says: 'So much of its limits a lane gets back in one step.', reason: 'ten steps to the whole' }),
     every: live.preset(v.someTime, '1m', { says: 'Time between two steps.', reason: 'a receiver counts by the minute' }),
+    hold: live.preset(v.someTime, '1d', { says: 'A lane that is told off again on its way back stays for so long at four fifths of what it had then.', reason: 'what a receiver bears changes with the days, and each try costs an action' }),
   }), {}, { says: 'How a lane comes back after an action has ended.' }),
   tenants: live.preset(z.array(z.strictObject({
     id: live.needed(v.id, { says: 'A tenant.' }),

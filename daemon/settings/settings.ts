@@ -227,7 +227,7 @@ export interface Shaping {
   readonly use: readonly PoolUse[];
   readonly automation: readonly AutomationRule[];
   /** So much (0 to 1) of its limits a lane gets back at each step. */
-  readonly recovery: { readonly add: number; readonly everyMs: number };
+  readonly recovery: { readonly add: number; readonly everyMs: number; readonly holdMs: number };
   /** What a tenant may send in all, by tenant id. */
   readonly tenants: ReadonlyMap<string, TotalLimits>;
 }

@@ -129,7 +129,7 @@ export function buildShaping(input: ShapingInput): Shaping {
     pools: new Map(input.pools.map((one) => [one.id, one.sources])),
     use: input.use.map((one) => ({ pool: one.pool, ...(one.tenant !== undefined && { tenant: one.tenant }), ...(one.stream !== undefined && { stream: one.stream }), ...(one.provider !== undefined && { provider: one.provider }) })),
     automation: buildAutomation(input.automation),
-    recovery: { add: input.recovery.add, everyMs: input.recovery.every },
+    recovery: { add: input.recovery.add, everyMs: input.recovery.every, holdMs: input.recovery.hold },
     tenants: new Map(input.tenants.map((one) => [one.id, totalOf(one.total)])),
   });
 }

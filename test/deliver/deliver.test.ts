@@ -13,7 +13,7 @@ const LIMITS: LaneLimits = { connections: 2, connectionRate: undefined, messageR
 const shapingOf = (more: Partial<Shaping> = {}): Shaping => ({
   defaults: LIMITS,
   providers: [{ id: 'bigmail', match: ['.bigmail.example', 'mx.other.example'], sites: 'together', says: { connections: 9, tls: 'required' }, total: {}, egress: new Map() }],
-  routes: [], retry: { firstMs: 300_000, maxMs: 14_400_000 }, egress: [{ id: 'main', address: '127.0.0.1', helo: 'out.example', says: {}, total: {} }], tenants: new Map(), pools: new Map(), use: [], automation: [], recovery: { add: 0.1, everyMs: 60_000 }, ...more,
+  routes: [], retry: { firstMs: 300_000, maxMs: 14_400_000 }, egress: [{ id: 'main', address: '127.0.0.1', helo: 'out.example', says: {}, total: {} }], tenants: new Map(), pools: new Map(), use: [], automation: [], recovery: { add: 0.1, everyMs: 60_000, holdMs: 86_400_000 }, ...more,
 });
 const settingsOf = (shaping: Shaping, hash = 'h'): Settings => ({ hash, shaping, bounces: shippedBounces(), server: { hostname: 'postern.example', sandbox: false } } as unknown as Settings);
 type Zone = Readonly<Record<string, { readonly mx?: readonly [number, string][] | 'fails'; readonly a?: readonly string[] | 'fails' }>>;

@@ -24,7 +24,7 @@ interface Bench {
 
 function bench(rules: readonly AutomationRule[], state?: AutomationState): Bench {
   const told: Bench['told'] = [];
-  const shaping = { defaults: BASE, providers: [], egress: [], automation: rules, recovery: { add: 0.1, everyMs: MINUTE } } as unknown as Shaping;
+  const shaping = { defaults: BASE, providers: [], egress: [], automation: rules, recovery: { add: 0.1, everyMs: MINUTE, holdMs: 1_440 * MINUTE } } as unknown as Shaping;
   const made: Bench = {
     now: 1_000_000, told,
     automation: new Automation({ shaping: () => shaping, clock: { now: () => made.now, after: () => () => undefined }, onChange: (change, action, by) => void told.push({ change, by, action }), ...(state !== undefined && { state }) }),
@@ -100,6 +100,33 @@ t.test('each action, and the way back in steps', async (t) => {
   t.equal(tenant.automation.tenantSuspended(LANE.id, 'quiet'), 0);
   t.equal(tenant.automation.suspended(LANE.id).pausedUntil, 0);
   t.equal(connections(tenant), 10);
+});
+
+t.test('told off on its way back: a ceiling for a day, then on from there', async (t) => {
+  const percent = (of: Automation): number => Math.round(of.shareOf(LANE.id) * 100);
+  const b = bench([rule({})]);
+  b.hear('421 unusual');
+  t.equal(b.automation.shareOf(LANE.id), 1, 'the first time only says that the whole is too much');
+  b.now += 14 * MINUTE;
+  t.equal(percent(b.automation), 45);
+  b.hear('421 unusual');
+  b.now += 20 * MINUTE;
+  t.equal(percent(b.automation), 36, 'four fifths of what it had');
+  t.equal(b.automation.limits(LANE.id, BASE).connections, 3);
+  t.match(b.automation.list().find(({ action }) => action === 'recover'), { rule: 'r', share: 0.45 * 0.8 });
+  const restarted = bench([rule({})], b.automation.state());
+  const again = restarted.automation;
+  restarted.now = b.now + 1_419 * MINUTE;
+  t.equal(percent(again), 36, 'all day, and over a restart');
+  restarted.now += 14 * MINUTE;
+  t.ok(percent(again) > 50 && percent(again) < 100, 'then step by step');
+  restarted.now += 10 * MINUTE;
+  t.equal(again.shareOf(LANE.id), 1);
+  for (let i = 0; i < 40; i++) {
+    b.now += 12 * MINUTE;
+    b.hear('421 unusual');
+  }
+  t.ok(b.automation.shareOf(LANE.id) >= 0.05, 'never to nothing');
 });
 
 t.test('a share of attempts', async (t) => {
