@@ -20,7 +20,8 @@ export function openKept<State>(file: string, key: KeyObject, log: Log): Kept<St
     state: read<State>(file, key, log),
     keep(state) {
       try {
-        writeFileSync(`${file}.new`, seal(key, Buffer.from(JSON.stringify(state)), basename(file)), { mode: 0o600 });
+        // Synced before it takes the old one's place, or a power cut could leave neither.
+        writeFileSync(`${file}.new`, seal(key, Buffer.from(JSON.stringify(state)), basename(file)), { mode: 0o600, flush: true });
         renameSync(`${file}.new`, file);
       } catch (error) {
         log.error({ file, error: String(error) }, 'a state could not be kept; it is lost with a restart');

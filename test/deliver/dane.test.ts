@@ -7,6 +7,8 @@ import { join } from 'node:path';
 import t from 'tap';
 import { resolveRoute, type RouteResult, type TargetHost } from '../../daemon/deliver/index.ts';
 import { tlsaFault, usableTlsa } from '../../daemon/deliver/dane.ts';
+import type { LetterToGo } from '../../daemon/deliver/letter.ts';
+import { needOf } from '../../daemon/deliver/need.ts';
 import type { Answer, MxRecord, Resolver, TlsaRecord } from '../../daemon/dns/index.ts';
 import type { Outcome } from '../../daemon/mail/index.ts';
 import type { LaneLimits, Shaping } from '../../daemon/settings/index.ts';
@@ -93,6 +95,15 @@ t.test('where the promise stands: aliases, and domains without MX', async (t) =>
   const own = { '_25._tcp.x.example': found([record], true) };
   t.match(await hostOf({ kind: 'none', authentic: true }, found(['192.5.6.30'], true), own), { name: 'x.example', tlsa: [record] }, 'no MX, and that is certain');
   t.equal((await hostOf({ kind: 'none', authentic: false }, found(['192.5.6.30'], true), own) as TargetHost).tlsa, undefined, 'no MX, says somebody');
+});
+
+t.test('the name asked for in the handshake, and the names an issuer may vouch for', async (t) => {
+  const host: TargetHost = { name: 'mx.x.example', tlsaBase: 'real.y.example', addresses: [], port: 25, preference: 0 };
+  const to = { domain: 'x.example', tlsOptional: false } as LetterToGo;
+  const issuer = [tlsa(2, 0, 1, sha(Buffer.from('ca')))];
+  t.match(needOf({ ...host, tlsa: issuer }, to), { by: 'DANE', servername: 'real.y.example', names: ['real.y.example', 'mx.x.example', 'x.example'] });
+  t.match(needOf({ ...host, tlsa: [tlsa(3, 1, 1, sha(Buffer.from('key')))] }, to), { servername: 'real.y.example', names: [] }, 'a named key needs no name');
+  t.match(needOf({ ...host, tlsa: [], sts: true }, to), { by: 'MTA-STS', servername: 'mx.x.example' });
 });
 
 t.test('a promise is kept or nothing is sent', async (t) => {

@@ -68,6 +68,9 @@ t.test('the AD bit counts only where it is trusted', async (t) => {
   t.equal(await authentic(trusting.resolver, 'a.example'), true);
   t.equal(await authentic(trusting.resolver, 'b.example'), false);
   t.equal(await authentic(wary.resolver, 'a.example'), false);
+  t.match(await trusting.resolver.mx('a.example'), { kind: 'none', authentic: true }, 'of a denial too');
+  t.match(await trusting.resolver.mx('b.example'), { kind: 'none', authentic: false });
+  t.match(await wary.resolver.mx('a.example'), { kind: 'none', authentic: false });
 });
 
 t.test('aliases are followed inside the answer, and not for ever', async (t) => {
@@ -84,7 +87,8 @@ t.test('aliases are followed inside the answer, and not for ever', async (t) => 
   zone['long12.example'] = { MX: [[1, 'mx.example']] };
   const { resolver } = await setUp(t, zone);
   const answer = await resolver.mx('alias.example');
-  t.match(answer, { kind: 'found', ttlSeconds: 30, records: [{ exchange: 'mx.example' }] }, 'the shorter TTL holds');
+  t.match(answer, { kind: 'found', ttlSeconds: 30, records: [{ exchange: 'mx.example' }], canonical: 'real.example' }, 'the shorter TTL holds, and where it led is told');
+  t.notMatch(await resolver.mx('real.example'), { canonical: String }, 'no alias, nothing to tell');
   t.match(reasonOf(await resolver.mx('round.example')), /circle/);
   t.match(reasonOf(await resolver.mx('long0.example')), /aliases/);
   t.match(recordsOf(await resolver.mx('long6.example')), [{ exchange: 'mx.example' }]);
