@@ -76,8 +76,8 @@ interface Lane {
   /** For metrics. */
   readonly label: string;
   readonly limits: LaneLimits;
-  /** The lane's own limits first, then those it shares. */
-  readonly caps: readonly (Partial<SharedLimit> & { readonly key: string })[];
+  /** What holds at this moment: the lane's own limits first, then those it shares. */
+  readonly caps: () => readonly (Partial<SharedLimit> & { readonly key: string })[];
   readonly tls: LaneLimits['tls'];
   readonly helo: string;
   readonly localAddress: string | undefined;
@@ -144,12 +144,13 @@ class Sender {
     const startedAt = this.#parts.clock.now();
     const id = `${egressId}/${route.site}`;
     const whose = { egress: egressId, provider: route.provider };
-    const limits = this.#parts.limits?.(id, whose) ?? laneLimits(shaping, whose);
+    const limitsNow = (): LaneLimits => this.#parts.limits?.(id, whose) ?? laneLimits(this.#parts.settings().shaping, whose);
+    const limits = limitsNow();
     const lane: Lane = {
       id,
       label: `${egressId}/${route.label}`,
       limits,
-      caps: [{ key: id, ...rated(limits) }, ...sharedLimits(shaping, whose)],
+      caps: () => [{ key: id, ...rated(limitsNow()) }, ...sharedLimits(this.#parts.settings().shaping, whose)],
       tls: route.viaRoute ? route.tls : limits.tls,
       viaRoute: route.viaRoute,
       policy: route.policy,
@@ -212,7 +213,7 @@ class Sender {
   async #send(session: OutboundSession, key: string, lane: Lane, letter: LetterToGo): Promise<SendResult & { readonly sendMs: number }> {
     const startedAt = this.#parts.clock.now();
     try {
-      await this.#sending.pass(lane.caps.map(({ key: whose, messageRate }) => ({ key: whose, rate: messageRate })), this.#leave);
+      await this.#sending.pass(() => lane.caps().map(({ key: whose, messageRate }) => ({ key: whose, rate: messageRate })), this.#leave);
       if (this.#leave.aborted) {
         session.close();
         return { kind: 'broken', phase: 'mail', afterDot: false, ...STOPPING, sendMs: 0 };
@@ -231,8 +232,8 @@ class Sender {
     const { by, tlsa, servername, names } = need;
     const remembered = wanted === 'opportunistic' && known !== undefined && known > this.#parts.clock.now();
     const connect = async (mode: LaneLimits['tls']): Promise<Connected> => {
-      const place = await this.#pool.place(lane.caps.flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#leave);
-      await this.#connecting.pass(lane.caps.map(({ key, connectionRate }) => ({ key, rate: connectionRate })), this.#leave);
+      const place = await this.#pool.place(lane.caps().flatMap(({ key, connections }) => (connections === undefined ? [] : [{ key, connections }])), this.#leave);
+      await this.#connecting.pass(() => lane.caps().map(({ key, connectionRate }) => ({ key, rate: connectionRate })), this.#leave);
       if (this.#leave.aborted) {
         place.free();
         return { kind: 'broken', phase: 'connect', ...STOPPING };

@@ -8,6 +8,8 @@ import type { Rate } from '../settings/index.ts';
 
 // Rates remembered: as many lanes as can be busy at once on one machine.
 const PACES = 10_000;
+// A rate may change while one waits for it, by a rule, its end, each step of a lane's way back, or a reload: so often it is asked for.
+const LOOK_AGAIN_MS = 1_000;
 
 /** A rate and whose it is. */
 export interface Paced {
@@ -26,10 +28,11 @@ export class Turnstile {
     this.#clock = clock;
   }
 
-  /** Resolves when all these rates allow one more, which is then counted; at once without a rate or when `signal` is aborted. */
-  async pass(rates: readonly Paced[], signal: AbortSignal): Promise<void> {
+  /** Resolves when all the rates of the moment allow one more, which is then counted; at once without a rate or when `signal` is aborted. */
+  async pass(ratesNow: () => readonly Paced[], signal: AbortSignal): Promise<void> {
     for (;;) {
       const now = this.#clock.now();
+      const rates = ratesNow();
       const paces = rates.flatMap(({ key, rate }) => (rate === undefined ? [] : [this.#of(key, rate, now)]));
       const waitMs = Math.max(0, ...paces.map((pace) => pace.wait(now)));
       if (waitMs === 0 || signal.aborted) {
@@ -44,14 +47,14 @@ export class Turnstile {
           signal.removeEventListener('abort', done);
           resolve();
         };
-        const cancel = this.#clock.after(waitMs, done);
+        const cancel = this.#clock.after(Math.min(waitMs, LOOK_AGAIN_MS), done);
         signal.addEventListener('abort', done);
       });
       this.#count(key, -1, 0);
     }
   }
 
-  /** Until when an attempt waits whose rates begin with this key; 0: none does. */
+  /** Until when, as things are, an attempt waits whose rates begin with this key; 0: none does. */
   waitsUntil(key: string): number {
     return this.#waiting.get(key)?.until ?? 0;
   }
@@ -59,7 +62,7 @@ export class Turnstile {
   #count(key: string, change: 1 | -1, until: number): void {
     const known = this.#waiting.get(key) ?? { count: 0, until: 0 };
     known.count += change;
-    known.until = Math.max(known.until, until);
+    if (change === 1) known.until = until;
     if (known.count === 0) this.#waiting.delete(key);
     else this.#waiting.set(key, known);
   }
