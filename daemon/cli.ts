@@ -77,6 +77,16 @@ async function ask(options: Common, ...[op, params, onProgress]: Parameters<Ask>
   return (await asker(options))(op, params, onProgress);
 }
 
+/** The same for what may take long: at a terminal a line tells how far it is. */
+async function askAndWatch(options: Common, op: string, params: Record<string, unknown>, line: (progress: Record<string, unknown>) => string): Promise<unknown> {
+  const tty = process.stderr.isTTY && options.json !== true;
+  try {
+    return await ask(options, op, params, (progress) => void (tty && process.stderr.write(`\r${line(progress)}`)));
+  } finally {
+    if (tty) process.stderr.write('\r\x1b[K');
+  }
+}
+
 /** The same for several calls: the stores, where needed, are opened once and closed at exit. */
 async function asker(options: Common): Promise<Ask> {
   const socket = controlSocket(settingsOf(options));
@@ -346,11 +356,7 @@ command(policy, 'publish <version>', 'say that a version\'s page is published, w
 const ledger = group('ledger', 'the tenants\' logs, which prove what was said');
 command(ledger, 'verify', 'check that the logs are whole and agree with the journal; exit status 1 when one does not').option('--tenant <id>', 'only this tenant')
   .action(run(async (options: Common & { tenant?: string }) => {
-    const tty = process.stderr.isTTY && options.json !== true;
-    const result = await ask(options, 'ledger.verify', { ...options }, ({ tenant: id, leaves, of }) => {
-      if (tty) process.stderr.write(`\r${String(id)}: ${String(leaves)} of ${String(of)} leaves`);
-    }) as { ok: boolean; tenants: { tenant: string; ok: boolean; first_bad?: number; journal: { compared: number; gone: number } }[] };
-    if (tty) process.stderr.write('\r\x1b[K');
+    const result = await askAndWatch(options, 'ledger.verify', { ...options }, ({ tenant: id, leaves, of }) => `${String(id)}: ${String(leaves)} of ${String(of)} leaves`) as { ok: boolean; tenants: { tenant: string; ok: boolean; first_bad?: number; journal: { compared: number; gone: number } }[] };
     print(options, result, () => table(result.tenants.map(({ ok, journal, tenant: id, first_bad: bad, ...rest }) => ({
       tenant: id, '': ok ? 'good' : 'BAD', ...rest, first_bad: bad, 'journal files': `${journal.compared} ${ok ? 'agree' : 'compared'}${journal.gone === 0 ? '' : `, ${journal.gone} gone`}`,
     }))));
@@ -389,7 +395,7 @@ for (const [name, about] of [
 ] as const) {
   command(queue, `${name} [id]`, about).option('--tenant <id>').option('--domain <name>').option('--campaign <name>', "of one tenant, by its application's header").option('--all', 'the whole queue')
     .action(run(async (id: string | undefined, options: Common) => {
-      const result = await ask(options, `queue.${name}`, { ...options, id });
+      const result = await askAndWatch(options, `queue.${name}`, { ...options, id }, ({ recipients }) => `${String(recipients)} recipients`);
       print(options, result, () => show(result));
     }));
 }
@@ -466,11 +472,7 @@ function versionOf({ id, policies }: Tenant, version: string): Tenant['policies'
 async function transfer(op: string, options: Common & { readonly passphraseFile?: string }, params: Record<string, unknown>): Promise<void> {
   // An editor ends the line; nobody means that to be part of it.
   const passphrase = options.passphraseFile === undefined ? undefined : readInput(options.passphraseFile).toString('utf8').replace(/\r?\n$/, '');
-  const tty = process.stderr.isTTY && options.json !== true;
-  const result = await ask(options, op, { ...params, ...(passphrase !== undefined && { passphrase }) }, ({ lines }) => {
-    if (tty) process.stderr.write(`\r${String(lines)} lines`);
-  });
-  if (tty) process.stderr.write('\r\x1b[K');
+  const result = await askAndWatch(options, op, { ...params, ...(passphrase !== undefined && { passphrase }) }, ({ lines }) => `${String(lines)} lines`);
   print(options, result, () => show(result));
 }
 

@@ -20,10 +20,13 @@ export function queueOperations(desk: Desk): Readonly<Record<string, Operation>>
       if (shown === undefined) throw wrong('no such message waits; `postern trace ID` tells what became of it');
       return { meta: shown.meta, recipients: shown.recipients.map((row) => visible(row)) };
     },
-    'queue.retry': async (params) => ({ changed: await desk.spool.retry(await someFilter(desk, params)) }),
-    'queue.hold': (params) => changeQueue(desk, params, 'held', (filter) => desk.spool.hold(filter)),
-    'queue.release': (params) => changeQueue(desk, params, 'released', (filter) => desk.spool.release(filter)),
-    'queue.drop': (params) => changeQueue(desk, params, 'dropped', (filter) => desk.spool.drop(filter)),
+    'queue.retry': async (params, progress) => {
+      let done = 0;
+      return { changed: await desk.spool.retry(await someFilter(desk, params), (_tenant, count) => progress({ recipients: done += count })) };
+    },
+    'queue.hold': (params, progress) => changeQueue(desk, params, 'held', (filter, counted) => desk.spool.hold(filter, counted), progress),
+    'queue.release': (params, progress) => changeQueue(desk, params, 'released', (filter, counted) => desk.spool.release(filter, counted), progress),
+    'queue.drop': (params, progress) => changeQueue(desk, params, 'dropped', (filter, counted) => desk.spool.drop(filter, counted), progress),
     trace: async (params) => {
       const events: Event[] = [];
       // What people opened and followed is not the operator's to see.
@@ -33,30 +36,22 @@ export function queueOperations(desk: Desk): Readonly<Record<string, Operation>>
   };
 }
 
-type Change = (filter: QueueFilter) => Promise<number>;
+type Change = (filter: QueueFilter, counted: (tenant: string, recipients: number) => void) => Promise<number>;
 
-async function changeQueue(desk: Desk, params: Params, kind: EventKind, change: Change): Promise<unknown> {
+async function changeQueue(desk: Desk, params: Params, kind: EventKind, change: Change, progress: (p: object) => void): Promise<unknown> {
   const filter = await someFilter(desk, params);
-  const act = `queue-${kind}`;
-  const owner = filter.tenant ?? (filter.id === undefined ? undefined : desk.spool.tenantOf(filter.id));
-  const changed = owner === undefined ? await changeEach(desk, filter, act, change) : await change(filter);
-  if (owner !== undefined && changed > 0 && desk.settings().tenants.has(owner)) await noteAct(desk, owner, act, { recipients: changed });
+  const counts = new Map<string, number>();
+  let done = 0;
+  const changed = await change(filter, (tenant, count) => {
+    counts.set(tenant, (counts.get(tenant) ?? 0) + count);
+    progress({ recipients: done += count });
+  });
+  // Each tenant is told its own number; the logs of those who have left the configuration rest.
+  for (const [tenant, recipients] of counts) if (desk.settings().tenants.has(tenant)) await noteAct(desk, tenant, `queue-${kind}`, { recipients });
   desk.journal.record(newEvent(kind, desk.clock, {
     by: 'cli', recipients: changed, ...(filter.id !== undefined && { message_id: filter.id }), ...(filter.tenant !== undefined && { tenant: filter.tenant }),
   }));
   return { changed };
-}
-
-/** Several tenants at once: each is told its own number. */
-async function changeEach(desk: Desk, filter: QueueFilter, act: string, change: Change): Promise<number> {
-  let changed = 0;
-  for (const tenant of desk.settings().tenants.keys()) {
-    const own = await change({ ...filter, tenant });
-    if (own > 0) await noteAct(desk, tenant, act, { recipients: own });
-    changed += own;
-  }
-  // Mail of tenants who have left the configuration; their logs rest.
-  return changed + await change(filter);
 }
 
 async function filterOf(desk: Desk, params: Params): Promise<QueueFilter> {

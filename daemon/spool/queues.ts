@@ -120,10 +120,10 @@ export class QueueIndex {
 
   /**
    * The filter's recipients among the next `rows` rows of messages and recipients from this key on, in the
-   * order of the rows; `next` is undefined at the end. A campaign is in every queue: it is found sooner along the
-   * rows, one page of the disk after the other, than along the index.
+   * order of the rows; `next` is undefined at the end. What is in every queue, a campaign or a tenant's mail, is
+   * found and changed sooner along the rows, one page of the disk after the other, than along the index.
    */
-  campaignFrom(filter: Filter, from: Buffer, rows: number): { readonly found: readonly Found[]; readonly next: Buffer | undefined } {
+  rowsFrom(filter: Filter, from: Buffer, rows: number): { readonly found: readonly Found[]; readonly next: Buffer | undefined } {
     const found: Found[] = [];
     let [seen, id, matches, last] = [0, '', false, from];
     for (const { key, value } of this.#tables.messages.getRange({ start: from, limit: rows })) {
@@ -258,7 +258,7 @@ export class QueueIndex {
 
 /** Of the filter's campaign, and of its tenant where it names one. */
 const isOf = (message: MessageRow | undefined, { campaign, tenant }: Filter): boolean =>
-  campaign !== undefined && message?.campaign?.equals(campaign) === true && (tenant === undefined || message.tenant === tenant);
+  message !== undefined && (campaign === undefined || message.campaign?.equals(campaign) === true) && (tenant === undefined || message.tenant === tenant);
 
 function least(a: Buffer | undefined, b: Buffer | undefined): Buffer | undefined {
   if (a === undefined || b === undefined) return a ?? b;

@@ -33,7 +33,7 @@ import {
 } from './rows.ts';
 import { RECORD_HEAD, Segments, formatRecordHead } from './segments.ts';
 import { Tender } from './tend.ts';
-import { alterEach, pages, take, type Alter } from './walk.ts';
+import { alterEach, pages, take, type Alter, type Counted } from './walk.ts';
 
 /** A recipient whose time has come, before the schedule room has taken it as Due. */
 export interface Waiting {
@@ -274,24 +274,24 @@ export class Spool {
   }
 
   /** Keeps recipients from being attempted. Resolves with how many were changed. */
-  hold(filter: Filter): Promise<number> {
-    return this.#each(filter, (row) => (row.held ? undefined : { ...row, held: true }));
+  hold(filter: Filter, counted?: Counted): Promise<number> {
+    return this.#each(filter, (row) => (row.held ? undefined : { ...row, held: true }), counted);
   }
 
   /** Lets held recipients go at the time they had. Resolves with how many were changed. */
-  release(filter: Filter): Promise<number> {
-    return this.#each(filter, (row) => (row.held ? { ...row, held: false } : undefined));
+  release(filter: Filter, counted?: Counted): Promise<number> {
+    return this.#each(filter, (row) => (row.held ? { ...row, held: false } : undefined), counted);
   }
 
   /** Makes recipients due now who would wait; held ones stay held. Resolves with how many were changed. */
-  retry(filter: Filter): Promise<number> {
+  retry(filter: Filter, counted?: Counted): Promise<number> {
     const now = this.#clock.now();
-    return this.#each(filter, (row) => (row.held || row.nextAt <= now ? undefined : { ...row, nextAt: now }));
+    return this.#each(filter, (row) => (row.held || row.nextAt <= now ? undefined : { ...row, nextAt: now }), counted);
   }
 
   /** Removes recipients for good. Resolves with how many were removed. */
-  drop(filter: Filter): Promise<number> {
-    return this.#each(filter, () => 'remove');
+  drop(filter: Filter, counted?: Counted): Promise<number> {
+    return this.#each(filter, () => 'remove', counted);
   }
 
   /** What a filter calls a tenant's campaign. */
@@ -430,8 +430,8 @@ export class Spool {
     }
   }
 
-  #each(filter: Filter, alter: Alter): Promise<number> {
-    return this.#track(() => alterEach(this.#index, this.#committer, filter, alter, (head) => this.#say(head)));
+  #each(filter: Filter, alter: Alter, counted: Counted = () => undefined): Promise<number> {
+    return this.#track(() => alterEach(this.#index, this.#committer, filter, alter, { counted, ready: (head) => this.#say(head) }));
   }
 }
 

@@ -94,7 +94,9 @@ t.test('the queue: list, show, hold, release, retry, drop', async (t) => {
   const other = await queue('third');
   t.match(await call('queue.drop', { tenant: 'demo', domain: 'example.org' }), { changed: 0 });
   t.match(await call('queue.drop', { id: other }), { changed: 1 });
+  progress.length = 0;
   t.match(await call('queue.drop', { all: true }), { changed: 2 });
+  t.same(progress, [{ recipients: 2 }], 'and tells how far it is');
   t.same((await acts()).slice(-4), [
     { by: 'cli', act: 'queue-held', recipients: 2 }, { by: 'cli', act: 'queue-released', recipients: 2 }, { by: 'cli', act: 'queue-dropped', recipients: 1 }, { by: 'cli', act: 'queue-dropped', recipients: 2 },
   ], 'each act is in the log of the tenant it met');

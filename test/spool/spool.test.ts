@@ -102,6 +102,26 @@ t.test('hold, release, retry, drop and list, by message, tenant and domain', asy
   t.match(spool.counts(), { messages: 1, recipients: 1 });
 });
 
+t.test('what is in every queue is changed once each, counted by tenant as it goes', async (t) => {
+  const { spool } = await spoolFor(t);
+  const people = Array.from({ length: 1_000 }, (_, i) => `p${i}@d${i % 300}.example`);
+  for (let i = 0; i < 13; i++) await spool.store(composed(people), { expiresAt: FAR });
+  await spool.store(composed(people.slice(0, 20), 100, 'other'), { expiresAt: FAR });
+  const counts: Record<string, number[]> = {};
+  const counted = (tenant: string, recipients: number): void => void (counts[tenant] ??= []).push(recipients);
+  const sum = (tenant: string): number => (counts[tenant] ?? []).reduce((a, b) => a + b, 0);
+  t.equal(await spool.hold({ tenant: 'acme' }, counted), 13_000);
+  t.same([Object.keys(counts), sum('acme')], [['acme'], 13_000]);
+  t.ok((counts['acme']?.length ?? 0) >= 13, 'told of page by page');
+  t.same([...spool.queues()].map(({ tenant }) => tenant), people.slice(0, 20).map(() => 'other'));
+  t.equal(await spool.hold({}, counted), 20);
+  t.equal(sum('other'), 20);
+  t.equal(await spool.release({}), 13_020);
+  t.equal([...spool.queues()].length, 320);
+  t.equal(await spool.drop({ tenant: 'acme' }), 13_000);
+  t.match(spool.counts(), { messages: 1, recipients: 20 });
+});
+
 t.test('what waits for one person is found by any of their hashes, and made due', async (t) => {
   const { spool } = await spoolFor(t);
   const [one, two] = [composed(['ann@one.example', 'bob@one.example']), composed(['ann@one.example'], 100, 'other')];
