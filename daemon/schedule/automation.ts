@@ -69,6 +69,9 @@ interface Watched {
   actedAt: number;
 }
 
+// The class of bounces.yaml for a receiver that asks every stranger to come back: it says nothing of how we send, so no
+// share counts it. A rule whose own pattern answers to such a reply acts all the same.
+const GREYLISTED = 'greylisted';
 // A lane that was suspended begins with this: one connection, and a little.
 const LEAST = 0.05;
 // Of the share at which a lane was told off on its way back it gets so much from then on: the receiver said no to
@@ -101,7 +104,7 @@ export class Automation {
     const now = this.#options.clock.now();
     for (const rule of rules) {
       if (rule.provider !== undefined && rule.provider !== lane.provider) continue;
-      if (rule.reply !== undefined ? line !== '' && rule.reply.pattern.test(line) : rule.share !== undefined) this.#count(rule, lane, tenant, outcome, startedAt, now);
+      if (rule.reply !== undefined ? line !== '' && rule.reply.pattern.test(line) : rule.share !== undefined && outcome.class !== GREYLISTED) this.#count(rule, lane, tenant, outcome, startedAt, now);
     }
   }
 

@@ -220,7 +220,7 @@ const automationRule = z.strictObject({
     above: live.needed(v.percent, { says: 'The share that is too much.' }),
     least: live.preset(v.count(1, 1_000_000), 50, { says: 'Fewest attempts that say anything.', reason: 'one of two is no rate' }),
     within: live.preset(v.someTime, '10m', { says: 'Attempts of this time count.', reason: 'long enough for a rate, short enough to act' }),
-  }), { says: 'In place of reply: the share of attempts on a lane that end badly.' }),
+  }), { says: 'In place of reply: the share of attempts on a lane that end badly; a stranger who is greylisted is not counted.' }),
   action: live.needed(z.enum(AUTOMATION_ACTIONS), { says: 'suspend: nothing goes on the lane; slow: at most rate; halve: half of connections and rate; single: one connection; suspend-tenant: nothing of the tenant concerned goes on the lane.' }),
   rate: live.choice(v.someRate, { says: 'With slow: the most messages.' }),
   for: live.needed(v.someTime, { says: 'For how long; afterwards the lane comes back step by step (recovery).' }),

@@ -140,6 +140,20 @@ t.test('a share of attempts', async (t) => {
   t.equal(b.told.length, 1);
 });
 
+t.test('a receiver that greylists every stranger is not slowed down for', async (t) => {
+  const loaded = loadSettings(copyTree(join(REPOSITORY, 'config')));
+  if (!loaded.ok) throw new Error('config');
+  const b = bench(loaded.settings.shaping.automation.filter(({ provider }) => provider === undefined));
+  for (const line of ['450 4.2.0 greylisted, come back later', '451 4.7.1 Greylisting in action, please come back later']) {
+    for (let i = 0; i < 150; i++) b.automation.observe(LANE, 'acme', { ...said(line), class: 'greylisted' }, ++b.now);
+  }
+  t.same(b.told, [], 'it says no to all of them once and means none of them');
+  for (let i = 0; i < 99; i++) b.automation.observe(LANE, 'acme', said('450 4.2.0 later'), ++b.now);
+  t.same(b.told, [], 'nor do they make up the number from which a share says something');
+  b.hear('450 4.2.0 later');
+  t.match(b.told, [{ action: { rule: 'mostly-deferred' } }]);
+});
+
 t.test('lifted, kept over a restart, and ended by time', async (t) => {
   const rules = [rule({}), rule({ id: 'q', action: 'suspend-tenant', reply: { pattern: /loud/u, count: 1, perMs: MINUTE } })];
   const b = bench(rules);
