@@ -2,7 +2,7 @@
 //
 // The receivers keep their own limits, say no as the real ones do and greylist; the relay has the shipped
 // shaping.yaml, whose figures are not theirs. The oracle knows every limit: it is deferred by greylisting
-// alone, once for each stranger, and it needs as long as the slowest receiver takes for its share. So that
+// alone, once for each stranger, and it needs as long as the slowest receiver takes for its share, by messages or by connections. So that
 // the bench ends, waits are short: the first retry after 3 s, rules act for 5 s, lanes come back in seconds.
 // In the figures `deferrals` are the refusals the receivers counted; greylisting is part of them.
 //   npm run bench -- mix [--json] [--messages 5000] [--domains 100] [--seed 1]       the whole: --messages 100000
@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startBeforeSimulator } from './load/before-simulator.ts';
-import { cast, mix } from './simulator/simulator.ts';
+import { cast, mix, type ProviderModel } from './simulator/simulator.ts';
 
 const { values } = parseArgs({ options: {
   json: { type: 'boolean', default: false }, messages: { type: 'string', default: '5000' }, domains: { type: 'string', default: '100' }, seed: { type: 'string', default: '1' },
@@ -27,6 +27,14 @@ const STALLED_MS = 60_000;
 
 const shaping = readFileSync(join(import.meta.dirname, '../config/shaping.yaml'), 'utf8')
   .replace(/^(?:routes|egress): \[\]$/gm, '').replace(/^retry:\n(?: .*\n)+/m, 'retry: { first: 3s, max: 10s }\n').replace(/\bfor: \d+[mh]/g, 'for: 5s').replace(/^recovery:.*$/m, 'recovery: { add: 10%, every: 1s, hold: 1h }');
+
+/** Nobody sends faster than a receiver takes messages and connections, and nobody is taken before its greylist lets go. */
+function leastMs({ messageRate, connectionRate, messagesPerConnection, greylistMs }: ProviderModel, count: number): number {
+  if (count === 0) return 0;
+  const sending = messageRate === undefined ? 0 : (count * messageRate.perMs) / messageRate.count;
+  const connecting = connectionRate === undefined ? 0 : (count / messagesPerConnection) * (connectionRate.perMs / connectionRate.count);
+  return Math.max(sending, connecting) + greylistMs;
+}
 
 const providers = cast({ domains, hosters: Math.min(20, domains) });
 const lots = mix(providers, Number(values.seed));
@@ -53,8 +61,7 @@ try {
     };
   });
   const sum = (of: (row: (typeof rows)[number]) => number): number => rows.reduce((all, row) => all + of(row), 0);
-  // Nobody sends faster than the receivers take, and nobody is taken before the greylist lets go.
-  const oracleSeconds = Math.max(...providers.map(({ id, messageRate, greylistMs }) => (messageRate === undefined ? 0 : (to(id) * messageRate.perMs) / messageRate.count / 1_000) + (to(id) > 0 ? greylistMs / 1_000 : 0)));
+  const oracleSeconds = Math.max(...providers.map((model) => leastMs(model, to(model.id)) / 1_000));
   const figures = {
     messages, accepted: simulator.accepted, deferrals: sum((row) => row.deferrals), oracle_deferrals: sum((row) => row.oracle),
     excess_per_1000: Math.round(((sum((row) => row.deferrals) - sum((row) => row.oracle)) / messages) * 10_000) / 10, seconds: Math.round(seconds * 10) / 10, oracle_seconds: Math.round(oracleSeconds * 10) / 10,
