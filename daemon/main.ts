@@ -10,7 +10,7 @@ import { openFeedback, openSentCopies } from './feedback/index.ts';
 import { openLedger, type Ledger } from './ledger/index.ts';
 import { openPipeline, type House, type Pipeline } from './pipeline.ts';
 import { MailError, type Due } from './mail/index.ts';
-import { Metrics, notify, openKept, openKeyring, openLog, readMasterKey, systemClock, type Keyring, type Log } from './runtime/index.ts';
+import { Metrics, notify, openKept, openKeyring, openLog, readMasterKey, systemClock, type Kept, type Keyring, type Log } from './runtime/index.ts';
 import { Automation, Flow, FLOWS, Schedule, WarmUp, type AutomationState, type LaneName, type LaneRules, type Routed, type Source, type WarmUpState } from './schedule/index.ts';
 import { formatProblem, laneLimits, openSettings, policyProblem, sharedLimits, sourcesOf, type EgressSource, type LaneLimits, type LaneParts, type LiveSettings, type Problem, type Settings } from './settings/index.ts';
 import { openSigner } from './sign/index.ts';
@@ -147,7 +147,8 @@ async function open(root: string, closers: (() => Promise<void> | void)[], given
   closers.push(() => lanes.keep());
   const reports = openTlsReports({ settings, keyring, ledger, spool, resolver, clock, log });
   closers.push(() => reports.close());
-  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: lanes.limits, tlsSeen: reports.seen, policies: openKept(join(settings().server.dataDir, 'mta-sts'), keyring.house, log) });
+  const keptIn = <State>(name: string): Kept<State> => openKept(join(settings().server.dataDir, name), keyring.house, log);
+  const deliverer = openDeliverer({ settings, resolver, clock, log, metrics, limits: lanes.limits, tlsSeen: reports.seen, policies: keptIn('mta-sts'), spokeTls: keptIn('spoke-tls') });
   closers.push(() => deliverer.close());
   const sent = openSentCopies(settings().server.dataDir, { clock, log });
   closers.push(() => sent.close());

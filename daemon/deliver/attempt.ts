@@ -15,7 +15,7 @@ import { classify, type BounceClass } from './classify.ts';
 import { tlsaFault } from './dane.ts';
 import { MtaSts, type StsState } from './mta-sts.ts';
 import type { StsUnread, TlsSeen } from './tls-results.ts';
-import { TlsMemory } from './tls-memory.ts';
+import { TlsMemory, type TlsMemoryState } from './tls-memory.ts';
 import { letterOf, type LetterToGo } from './letter.ts';
 import { needOf, wantedTls, type Need } from './need.ts';
 import { SessionPool } from './pool.ts';
@@ -46,6 +46,8 @@ export interface DelivererParts {
   readonly timeouts?: Partial<SessionTimeouts>;
   /** Where MTA-STS policies outlive a restart. */
   readonly policies?: Kept<StsState>;
+  /** Where it outlives a restart which hosts spoke TLS. */
+  readonly spokeTls?: Kept<TlsMemoryState>;
   /** Hears of each connection's TLS, for reports; never rejects. */
   readonly tlsSeen?: (seen: TlsSeen | StsUnread) => Promise<void>;
   /** What holds for a lane now; left out: what shaping.yaml says. */
@@ -112,6 +114,7 @@ export function openDeliverer(parts: DelivererParts): Deliverer {
       stop.abort();
       sts.close();
       pool.closeAll();
+      sender.close();
     },
   };
 }
@@ -135,7 +138,7 @@ class Sender {
     this.#signal = signal;
     this.#connecting = new Turnstile(parts.clock);
     this.#sending = new Turnstile(parts.clock);
-    this.#memory = new TlsMemory(parts.clock);
+    this.#memory = new TlsMemory(parts.clock, parts.spokeTls);
   }
 
   async attempt(signed: Signed, route: HostsRoute, egressId: string): Promise<Outcome> {
@@ -165,6 +168,10 @@ class Sender {
     this.#parts.metrics.attemptSeconds.observe({ result: outcome.kind }, (endedAt - startedAt) / 1_000);
     const delays = outcome.delaysMs ?? { queue: 0, connect: endedAt - startedAt, tls: 0, send: 0 };
     return { ...outcome, delaysMs: { ...delays, queue: Math.max(0, startedAt - signed.message.receivedAt) } };
+  }
+
+  close(): void {
+    this.#memory.close();
   }
 
   waits(lane: string): { readonly connecting: number; readonly sending: number } {

@@ -31,6 +31,8 @@ interface Recovery {
   readonly during: number;
   /** Only connections came to be few; rates are as they were. */
   readonly connectionsOnly: boolean;
+  /** All that was said was said to mail: connections may be opened as fast as ever, the messages on them are few. */
+  readonly opensFreely: boolean;
   /** When the action ends: from then on the share grows. */
   readonly from: number;
   readonly since: number;
@@ -72,6 +74,8 @@ interface Watched {
 // The class of bounces.yaml for a receiver that asks every stranger to come back: it says nothing of how we send, so no
 // share counts it. A rule whose own pattern answers to such a reply acts all the same.
 const GREYLISTED = 'greylisted';
+// A reply of these phases is to the connection, a later one to the mail on it.
+const AT_CONNECTING: ReadonlySet<Outcome['phase']> = new Set(['connect', 'tls', 'greet']);
 // A lane that was suspended begins with this: one connection, and a little.
 const LEAST = 0.05;
 // Of the share at which a lane was told off on its way back it gets so much from then on: the receiver said no to
@@ -114,13 +118,14 @@ export class Automation {
     const actions = this.#inForce(lane, now);
     const share = this.#share(lane, now);
     if (actions.length === 0 && share === 1) return base;
-    const pace = this.#recoveries.get(lane)?.connectionsOnly === true ? 1 : share;
+    const recovery = this.#recoveries.get(lane);
+    const pace = recovery?.connectionsOnly === true ? 1 : share;
     const rates = actions.flatMap(({ rate }) => (rate === undefined ? [] : [rate]));
     return {
       ...base,
       connections: actions.some(({ action }) => action === 'single') ? 1 : Math.max(1, Math.floor(base.connections * share)),
       messageRate: slowest([...rates, ...(base.messageRate === undefined ? [] : [scaled(base.messageRate, pace)])]),
-      connectionRate: base.connectionRate === undefined ? undefined : scaled(base.connectionRate, pace),
+      connectionRate: base.connectionRate === undefined ? undefined : scaled(base.connectionRate, recovery?.opensFreely === true ? 1 : pace),
     };
   }
 
@@ -213,19 +218,19 @@ export class Automation {
     seen.hits.length = 0;
     seen.all.length = 0;
     seen.actedAt = now;
-    this.#act(rule, lane, of, now);
+    this.#act(rule, lane, of, outcome, now);
   }
 
-  #act(rule: AutomationRule, lane: ObservedLane, tenant: string, now: number): void {
+  #act(rule: AutomationRule, lane: ObservedLane, tenant: string, outcome: Outcome, now: number): void {
     const until = now + rule.forMs;
     const action: Action = { lane: lane.id, rule: rule.id, action: rule.action, tenant, since: now, until, ...(rule.rate !== undefined && { rate: rule.rate }) };
     // The same again takes the place of what it was.
     this.#set(lane.id, [...(this.#actions.get(lane.id) ?? []).filter((one) => one.rule !== rule.id || one.tenant !== tenant), action]);
-    if (rule.action !== 'suspend-tenant') this.#recoverFrom(rule, lane, now, until);
+    if (rule.action !== 'suspend-tenant') this.#recoverFrom(rule, lane, outcome, now, until);
     this.#options.onChange('began', action, 'automation', lane.label);
   }
 
-  #recoverFrom(rule: AutomationRule, lane: ObservedLane, now: number, until: number): void {
+  #recoverFrom(rule: AutomationRule, lane: ObservedLane, { phase }: Outcome, now: number, until: number): void {
     const before = this.#recoveries.get(lane.id);
     const share = this.#share(lane.id, now);
     const left = leftBy(rule, laneLimits(this.#options.shaping(), lane), share);
@@ -234,6 +239,7 @@ export class Automation {
     this.#recoveries.set(lane.id, {
       share: Math.min(left, before !== undefined && before.from > now ? before.share : 1), during: rule.action === 'halve' ? left : share,
       connectionsOnly: rule.action === 'single' && (before === undefined || share === 1 || before.connectionsOnly),
+      opensFreely: !AT_CONNECTING.has(phase) && (before === undefined || share === 1 || before.opensFreely),
       from: Math.max(until, before?.from ?? 0), since: now, rule: rule.id, ...(ceiling !== undefined && { ceiling }),
     });
   }

@@ -102,6 +102,18 @@ t.test('each action, and the way back in steps', async (t) => {
   t.equal(connections(tenant), 10);
 });
 
+t.test('what is said to mail leaves the rate of connections as it is, what is said to a connection does not', async (t) => {
+  const opening = ({ automation }: Bench): number => automation.limits(LANE.id, BASE).connectionRate?.count ?? 0;
+  const b = bench([rule({ action: 'halve' })]);
+  b.hear('451 4.7.1 unusual');
+  t.match(b.automation.limits(LANE.id, BASE), { connections: 5, messageRate: { count: 25 } });
+  t.equal(opening(b), 100, 'or a few connections a minute would be what a lane of short sessions waits for');
+  b.automation.observe(LANE, 'acme', { ...said('421 4.7.0 unusual'), phase: 'greet' }, ++b.now);
+  t.equal(opening(b), 25);
+  b.hear('451 4.7.1 unusual');
+  t.equal(opening(b), 12, 'it stays so until the lane is back');
+});
+
 t.test('told off on its way back: a ceiling for a day, then on from there', async (t) => {
   const percent = (of: Automation): number => Math.round(of.shareOf(LANE.id) * 100);
   const b = bench([rule({})]);
